@@ -1,0 +1,130 @@
+"""From a plain config to the objects that both commands use."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from robustfg.attacks import Attack
+from robustfg.classifier import Classifier
+from robustfg.config import build
+from robustfg.data.datamodule import DataModule
+from robustfg.errors import UserError
+from robustfg.evaluation import RobustnessEvaluation
+from robustfg.losses import Softmax
+from robustfg.models import PublishedBackbone
+from robustfg.reporting.csv_logger import MetricsCsv
+from robustfg.training.callbacks import TrainingBar
+
+Config = Mapping[str, Any]
+
+
+def data_of(config: Config) -> DataModule:
+    """The data module; keys of the node that only its source reads are left out."""
+    node = {key: value for key, value in config["data"].items() if key not in ("root", "download")}
+    if "_target_" not in node:
+        raise UserError("data is not chosen; without a checkpoint choose it, such as data=folder data.root=…")
+    data = build(node, "data")
+    assert isinstance(data, DataModule)
+    return data
+
+
+def classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:
+    """The classifier with fresh weights, as ``train`` and a rebuilt checkpoint have it."""
+    backbone = build(config["model"], "model")
+    loss = build(config["loss"], "loss", channels=backbone.channels, num_classes=len(classes))
+    regime = config["training"]
+    if "attack" in regime:
+        regime = regime | {"attack": _named(regime["attack"])}
+    return Classifier(
+        backbone=backbone,
+        loss=loss,
+        num_classes=len(classes),
+        regime=build(regime, "training"),
+        optimizer=build(config["optimizer"], "optimizer"),
+        schedule=build(config["scheduler"], "scheduler"),
+        seed=config["seed"],
+        stored={"config": dict(config), "classes": list(classes)},
+    )
+
+
+def published_classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:
+    """A timm classifier as published, its own linear head included."""
+    if config["model"].get("name") is None:
+        raise UserError("set checkpoint=…, or model.name=… (with model.pretrained=true or model.weights=…)")
+    if "_target_" in (config["loss"] or {}):
+        raise UserError("loss needs a trained checkpoint; leave it out to evaluate the network's own head")
+    model = config["model"]
+    backbone = PublishedBackbone(
+        name=model["name"],
+        image_size=config["data"]["image_size"],
+        num_classes=len(classes),
+        pretrained=bool(model.get("pretrained")),
+        weights=model.get("weights"),
+    )
+    return Classifier(backbone=backbone, loss=Softmax.around(backbone.head), num_classes=len(classes))
+
+
+def attacks_of(config: Config) -> dict[str, Attack]:
+    """The suite by name."""
+    return {name: build(node, f"attack.{name}") for name, node in _named(config["attack"]).items()}
+
+
+def evaluation_of(config: Config, folder: Path, *, validate: bool) -> RobustnessEvaluation:
+    """The evaluation callback, with the look during validation where it is wanted."""
+    node = dict(config["evaluation"])
+    look = node.pop("validation", None)
+    make = build(node | {"_partial_": True}, "evaluation")
+    about = {
+        "run": config["run_name"],
+        "data": _name(config["data"]),
+        "loss": _name(config["loss"] or {}),
+        "seed": config["seed"],
+    }
+    evaluation = make(
+        attacks=attacks_of(config),
+        folder=folder,
+        about=about,
+        validation=build(look, "evaluation.validation") if validate and look else None,
+    )
+    assert isinstance(evaluation, RobustnessEvaluation)
+    return evaluation
+
+
+def callbacks_of(config: Config) -> list[pl.Callback]:
+    """The named callbacks of the config."""
+    return [build(node, f"callbacks.{name}") for name, node in (config["callbacks"] or {}).items()]
+
+
+def loggers_of(config: Config, folder: Path) -> list[Logger]:
+    """metrics.csv, and the chosen dashboards."""
+    return [
+        MetricsCsv(folder / "metrics.csv"),
+        *(build(node, f"logger.{name}", save_dir=str(folder)) for name, node in (config["logger"] or {}).items()),
+    ]
+
+
+def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
+    """The Lightning trainer. Settings that it refuses are the user's to mend."""
+    make: functools.partial[pl.Trainer] = build(config["trainer"], "trainer")
+    if make.keywords.get("enable_progress_bar"):
+        callbacks = [*callbacks, TrainingBar()]
+    try:
+        return make(default_root_dir=folder, callbacks=callbacks, logger=loggers)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _named(suite: Mapping[str, Any]) -> dict[str, Any]:
+    """Every attack's node with its name, which separates its random numbers from the others'."""
+    return {name: {"name": name, **node} for name, node in suite.items()}
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    """What a data or loss node is called: the last part of its innermost target."""
+    target = node["source"]["_target_"] if "source" in node else node.get("_target_", "the network's own head")
+    return str(target).rsplit(".", 1)[-1].lower()

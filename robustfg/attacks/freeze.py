@@ -1,0 +1,37 @@
+"""A model as an attack needs it: eval mode, parameters frozen, gradients on; everything put back after."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from robustfg.types import Output
+
+Model = Callable[[Tensor], Output | Tensor]
+
+
+@contextmanager
+def attackable(model: Model) -> Iterator[None]:
+    """Freezes a module's parameters and switches it to eval mode, also when called under ``inference_mode``.
+
+    Plain functions are left as they are. Flags are restored on the way out, also after an error.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if isinstance(model, nn.Module):
+            modes = [(module, module.training) for module in model.modules()]
+            trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+            def restore() -> None:
+                for module, training in modes:
+                    module.training = training
+                for parameter in trainable:
+                    parameter.requires_grad_(True)
+
+            stack.callback(restore)
+            model.eval()
+            for parameter in trainable:
+                parameter.requires_grad_(False)
+        yield

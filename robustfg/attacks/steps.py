@@ -1,0 +1,56 @@
+"""Step rules: how a gradient becomes the next image."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robustfg.attacks.threat import Threat, step_length
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRule(ABC):
+    """A step of fixed length in the threat model's norm.
+
+    Args:
+        size: the length in pixel units (``"2/255"``) or as a share of epsilon (``"eps/4"``).
+    """
+
+    size: str | float
+
+    def __post_init__(self) -> None:
+        step_length(self.size, 1.0)
+
+    def __call__(
+        self, image: Tensor, gradient: Tensor, memory: Tensor | None, threat: Threat
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next image before projection, and what the rule remembers, ``(B, C, H, W)`` each."""
+        direction, memory = self._direction(gradient, memory)
+        return image + step_length(self.size, threat.radius) * threat.steepest(direction), memory
+
+    @abstractmethod
+    def _direction(self, gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steepest(StepRule):
+    """Steepest ascent: the sign of the gradient in l-inf, its direction in l2 (FGSM, BIM, PGD)."""
+
+    def _direction(self, gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Momentum(StepRule):
+    """Steepest ascent along a running sum of gradients, each divided by its mean absolute value (MIM, Dong et al. 2018).
+
+    Args:
+        decay: share of the sum that is kept; 1.0 in the paper.
+    """
+
+    decay: float = 1.0
+
+    def _direction(self, gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+        scale = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+        velocity = gradient / scale if memory is None else self.decay * memory + gradient / scale
+        return velocity, velocity

@@ -1,0 +1,125 @@
+"""Threat models: which images an attacker may hand in."""
+
+import re
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from robustfg.attacks.randomness import keyed_normals, keyed_uniforms
+from robustfg.errors import UserError
+
+
+def pixel_value(text: str | float, option: str) -> float:
+    """Reads a length in pixel units, where 1 is the whole range: ``"8/255"`` or ``0.03``."""
+    try:
+        value = float(Fraction(str(text).replace(" ", "")))
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{option} must be a number such as 8/255 or 0.03, got {text!r}") from None
+    if value < 0:
+        raise UserError(f"{option} must be >= 0, got {text}")
+    return value
+
+
+def step_length(text: str | float, radius: float) -> float:
+    """Reads a step size: pixel units (``"2/255"``) or a share of the radius (``"eps"``, ``"eps/4"``, ``"2.5*eps"``)."""
+    share = re.fullmatch(r"(?:([\d.]+)\s*\*\s*)?eps(?:\s*/\s*([\d.]+))?", str(text).strip())
+    if share is None:
+        return pixel_value(text, "step size")
+    factor, divisor = (float(group) if group else 1.0 for group in share.groups())
+    return radius * factor / divisor
+
+
+def flat_norm(tensor: Tensor) -> Tensor:
+    """l2 norm of every sample, shaped ``(B, 1, 1, 1)`` so that it broadcasts."""
+    return tensor.flatten(1).norm(dim=1).view(-1, *[1] * (tensor.dim() - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threat(ABC):
+    """A norm ball of radius ``epsilon`` around the clean image, cut with the box [0, 1].
+
+    Args:
+        epsilon: the radius in pixel units, kept as the text that was typed (``"8/255"``).
+    """
+
+    norm: ClassVar[str]
+    epsilon: str | float
+
+    def __post_init__(self) -> None:
+        _ = self.radius
+
+    @property
+    def radius(self) -> float:
+        return pixel_value(self.epsilon, f"{self.norm} epsilon")
+
+    def project(self, image: Tensor, clean: Tensor) -> Tensor:
+        """The allowed image nearest to ``image`` in the ball, then clipped to the box; ``(B, C, H, W)``."""
+        return self._to_ball(image, clean).clamp(0, 1)
+
+    @abstractmethod
+    def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor: ...
+
+    @abstractmethod
+    def steepest(self, gradient: Tensor) -> Tensor:
+        """The step of norm 1 that raises a linear function of this gradient the most."""
+
+    @abstractmethod
+    def uniform(self, clean: Tensor, index: Tensor, *key: int | str) -> Tensor:
+        """A perturbation drawn uniformly from the ball for every sample, keyed by its id."""
+
+    @abstractmethod
+    def size(self, perturbation: Tensor) -> Tensor:
+        """Norm of every perturbation in float64, ``(B,)``."""
+
+    def check(self, adversarial: Tensor, clean: Tensor) -> None:
+        """Raises AssertionError if any image left the ball (float64, slack 1e-6) or the box."""
+        size = self.size(adversarial.double() - clean.double())
+        assert (size <= self.radius + 1e-6).all(), f"perturbation of {self.norm} size {size.max()} > {self.epsilon}"
+        assert (adversarial >= 0).all() and (adversarial <= 1).all(), "adversarial image outside [0, 1]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linf(Threat):
+    """Every pixel value may change by at most epsilon."""
+
+    norm: ClassVar[str] = "linf"
+
+    def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
+        return torch.clamp(image, clean - self.radius, clean + self.radius)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        return gradient.sign()
+
+    def uniform(self, clean: Tensor, index: Tensor, *key: int | str) -> Tensor:
+        draws = keyed_uniforms(clean[0].numel(), index, *key).view_as(clean)
+        return ((2 * draws - 1) * self.radius).to(clean)
+
+    def size(self, perturbation: Tensor) -> Tensor:
+        return perturbation.double().flatten(1).abs().amax(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class L2(Threat):
+    """The Euclidean length of the perturbation is at most epsilon."""
+
+    norm: ClassVar[str] = "l2"
+
+    def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
+        change = image - clean
+        return clean + change * (self.radius / flat_norm(change).clamp_min(1e-12)).clamp_max(1)
+
+    def steepest(self, gradient: Tensor) -> Tensor:
+        return gradient / flat_norm(gradient).clamp_min(1e-30)
+
+    def uniform(self, clean: Tensor, index: Tensor, *key: int | str) -> Tensor:
+        dimension = clean[0].numel()
+        direction = keyed_normals(dimension, index, *key, "direction")
+        distance = keyed_uniforms(1, index, *key, "distance") ** (1 / dimension) * self.radius
+        return (direction / direction.norm(dim=1, keepdim=True) * distance).view_as(clean).to(clean)
+
+    def size(self, perturbation: Tensor) -> Tensor:
+        return perturbation.double().flatten(1).norm(dim=1)

@@ -1,0 +1,67 @@
+"""Checkpoints: plain containers only, read without running anyone's code."""
+
+import pickle
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustfg.errors import UserError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What is needed to rebuild a classifier."""
+
+    path: Path
+    config: dict[str, Any]
+    classes: tuple[str, ...]
+    state: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, path: str | Path, option: str = "checkpoint") -> "Checkpoint":
+        """Reads a file with ``weights_only=True``.
+
+        Raises:
+            UserError: if it is missing, truncated, not ours, or holds anything but plain data.
+        """
+        path = Path(path).expanduser()
+        if not path.is_file():
+            raise UserError(f"{option}={path}: no such file")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = "it holds more than plain data and could run code" if zipfile.is_zipfile(path) else "it is damaged"
+            raise UserError(f"{option}={path} is refused: {reason}") from error
+        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+            raise UserError(f"{option}={path} is damaged or truncated: {str(error).splitlines()[0]}") from error
+        ours = content.get("robustfg") if isinstance(content, dict) else None
+        if not isinstance(ours, dict) or not {"config", "classes"} <= ours.keys() or "state_dict" not in content:
+            raise UserError(f"{option}={path} was not written by robustfg.train")
+        return cls(path, ours["config"], tuple(ours["classes"]), content["state_dict"])
+
+    def load_into(self, module: nn.Module) -> None:
+        """Copies the weights into a module of the same architecture. Raises ``UserError`` if it is another."""
+        own = module.state_dict()
+        missing, extra = own.keys() - self.state.keys(), self.state.keys() - own.keys()
+        shapes = [key for key in own.keys() & self.state.keys() if own[key].shape != self.state[key].shape]
+        if missing or extra or shapes:
+            first = sorted(missing | extra | set(shapes))[0]
+            raise UserError(
+                f"{self.path} belongs to another architecture: {len(missing)} tensors missing, {len(extra)} unknown, "
+                f"{len(shapes)} of another shape ({first} the first); check model, loss and data.image_size"
+            )
+        module.load_state_dict(self.state)
+
+    def expect_classes(self, classes: tuple[str, ...]) -> None:
+        """Raises ``UserError`` if data with these classes cannot be classified by this checkpoint."""
+        if classes != self.classes:
+            differing = next((pair for pair in zip(self.classes, classes, strict=False) if pair[0] != pair[1]), None)
+            detail = f"; class {differing[0]!r} against {differing[1]!r}" if differing else ""
+            raise UserError(
+                f"data has {len(classes)} classes and {self.path} was trained on {len(self.classes)}{detail}; "
+                "choose the data it was trained on"
+            )

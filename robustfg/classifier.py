@@ -1,0 +1,116 @@
+"""The LightningModule: a backbone, a loss module and a training regime."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from robustfg.errors import UserError
+from robustfg.losses import LossModule
+from robustfg.models import Backbone
+from robustfg.training import Constant, Regime, Schedule, Standard
+from robustfg.types import Batch, Output
+
+CHECK_FINITE_EVERY = 20  # batches between looks at the loss, which cost a device synchronisation
+
+
+class Classifier(pl.LightningModule):
+    """Images in [0, 1] to ``Output``, and how that is trained.
+
+    Args:
+        backbone: images to feature maps.
+        loss: head and criterion.
+        num_classes: number of classes.
+        regime: how a batch becomes a loss.
+        optimizer: makes the optimizer from the parameters.
+        schedule: learning-rate factor over the epochs.
+        seed: with the epoch it fixes all random numbers of an epoch, so that a resumed run repeats them.
+        stored: plain containers to keep in every checkpoint: the config and the class names.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: Backbone | nn.Module,
+        loss: LossModule,
+        num_classes: int,
+        regime: Regime | None = None,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.SGD,
+        schedule: Schedule | None = None,
+        seed: int = 0,
+        stored: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.loss = backbone, loss
+        self.regime, self.optimizer, self.schedule = regime or Standard(), optimizer, schedule or Constant()
+        self.seed, self.stored = seed, stored or {}
+        self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.val_loss = MeanMetric()
+        self._finite: Tensor | bool = True
+
+    def forward(self, image: Tensor) -> Output:
+        """Classifies images ``(B, 3, H, W)`` in [0, 1]."""
+        output: Output = self.loss(self.backbone(image))
+        return output
+
+    def anomaly(self, output: Output) -> Tensor:
+        """How abnormal the input looks, ``(B,)``, higher is more abnormal; the loss module's own score."""
+        return self.loss.anomaly(output)
+
+    def on_train_epoch_start(self) -> None:
+        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self.loss.epoch = self.current_epoch + batch_idx / max(self.trainer.num_training_batches, 1)
+        terms = self.regime(self, self.loss, batch, self.global_step)
+        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, batch_size=len(batch.label))
+        self._finite = self._finite & terms["loss"].detach().isfinite()
+        if (batch_idx + 1) % CHECK_FINITE_EVERY == 0:
+            self._stop_unless_finite()
+        return terms["loss"]
+
+    def on_validation_start(self) -> None:
+        self._stop_unless_finite()
+
+    def on_train_epoch_end(self) -> None:
+        self._stop_unless_finite()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        output = self(batch.image)
+        self.val_accuracy.update(output.logits, batch.label)
+        self.val_loss.update(self.loss.loss(output, batch.label)["loss"], weight=len(batch.label))
+
+    def on_validation_epoch_end(self) -> None:
+        # Sums of counts over all ranks: exact, since the sampler repeats nothing.
+        self.log("val/accuracy", self.val_accuracy.compute(), prog_bar=True, rank_zero_only=False)
+        self.log("val/loss", self.val_loss.compute(), rank_zero_only=False)
+        self.val_accuracy.reset()
+        self.val_loss.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self.test_accuracy.update(self(batch.image).logits, batch.label)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        optimizer = self.optimizer(self.parameters())
+        max_epochs = self.trainer.max_epochs or 1
+        steps_per_epoch = max(self.trainer.estimated_stepping_batches / max_epochs, 1)
+        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / steps_per_epoch, max_epochs))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["robustfg"] = self.stored
+
+    def _stop_unless_finite(self) -> None:
+        if not bool(self._finite):
+            raise UserError(
+                f"training stopped in epoch {self.current_epoch}, step {self.global_step}: the loss is not finite. The "
+                "last good checkpoint is kept; lower optimizer.lr or set trainer.gradient_clip_val"
+            )

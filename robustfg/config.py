@@ -1,0 +1,165 @@
+"""Where conf/ lies, the root schema, and build(): the only place that instantiates what a config names."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, InstantiationException
+from hydra.types import RunMode
+from hydra.utils import get_class, instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from robustfg.errors import UserError
+
+_PACKAGE = Path(__file__).parent
+CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
+"""The config tree: inside the package in a wheel, beside it in a checkout."""
+
+TRUSTED = tuple(f"robustfg.{package}." for package in ("attacks", "data", "losses", "models", "training"))
+TRUSTED_CLASSES = {
+    "torch.optim": {"AdamW", "SGD"},
+    "torchvision.transforms.v2": {
+        "CenterCrop", "ColorJitter", "GaussianBlur", "RandAugment", "RandomAffine", "RandomCrop", "RandomErasing",
+        "RandomGrayscale", "RandomHorizontalFlip", "RandomPerspective", "RandomResizedCrop", "RandomRotation",
+        "RandomVerticalFlip", "Resize", "TrivialAugmentWide",
+    },
+}  # fmt: skip
+"""Classes that a stored config may name, by resolved identity."""
+
+
+@dataclass
+class Root:
+    """Options of both commands outside the groups; every other key is refused."""
+
+    seed: int = MISSING
+    run_name: str = MISSING
+    output: str = MISSING
+    epsilon: Any = MISSING
+    data: Any = MISSING
+    model: Any = MISSING
+    loss: Any = None
+    attack: Any = MISSING
+    evaluation: Any = MISSING
+    trainer: Any = MISSING
+    logger: Any = None
+    experiment: Any = None
+
+
+@dataclass
+class TrainRoot(Root):
+    """Options of ``robustfg.train``."""
+
+    monitor: str = MISSING
+    test: bool = MISSING
+    training: Any = MISSING
+    optimizer: Any = MISSING
+    scheduler: Any = MISSING
+    callbacks: Any = None
+
+
+@dataclass
+class EvaluateRoot(Root):
+    """Options of ``robustfg.evaluate``."""
+
+    checkpoint: str | None = None
+    trust: list[str] = field(default_factory=list)
+
+
+def register_schemas() -> None:
+    """Makes the root schemas known to Hydra; the primary configs begin with them."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainRoot)
+    store.store(name="evaluate_schema", node=EvaluateRoot)
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The config as resolved plain containers."""
+    try:
+        container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"config: {str(error).splitlines()[0]}") from error
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def to_yaml(config: Mapping[str, Any]) -> str:
+    """Plain containers as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
+
+
+def from_yaml(path: Path) -> dict[str, Any]:
+    """Reads what ``to_yaml`` wrote."""
+    return plain(OmegaConf.load(path))  # type: ignore[arg-type]
+
+
+def build(node: Mapping[str, Any], option: str, /, **arguments: Any) -> Any:
+    """Instantiates a node, everything nested in it first.
+
+    Args:
+        node: plain containers with ``_target_``.
+        option: the option's name, for messages.
+        arguments: further plain arguments.
+    """
+    try:
+        return instantiate(dict(node), _convert_="all", **arguments)
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, UserError):
+            raise UserError(str(cause)) from cause
+        if isinstance(cause, TypeError | ValueError | InstantiationException):
+            raise UserError(f"{option}: {str(cause).splitlines()[0]}") from cause
+        raise
+
+
+def refuse_untrusted(node: Any, trust: tuple[str, ...] = ()) -> None:
+    """Raises ``UserError`` if a stored config names anything to instantiate that is neither ours nor trusted.
+
+    Args:
+        node: plain containers, searched to the bottom.
+        trust: further package prefixes that the user vouches for, such as ``"mypackage."``.
+    """
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            _refuse_target(str(node["_target_"]), trust)
+        for value in node.values():
+            refuse_untrusted(value, trust)
+    elif isinstance(node, list):
+        for value in node:
+            refuse_untrusted(value, trust)
+
+
+def _refuse_target(target: str, trust: tuple[str, ...]) -> None:
+    prefixes = TRUSTED + tuple(prefix.rstrip(".") + "." for prefix in trust)
+    package, _, name = target.rpartition(".")
+    allowed = name in TRUSTED_CLASSES.get(package, ())
+    if target.startswith(prefixes):  # nothing else may even be imported
+        try:
+            thing = get_class(target)
+        except (ImportError, ValueError) as error:
+            raise UserError(f"the checkpoint names {target}, which does not exist here") from error
+        allowed = f"{thing.__module__}.".startswith(prefixes)
+    if not allowed:
+        raise UserError(
+            f"the checkpoint names {target}, which is not robustfg's; add it with trust=[…] if you trust it"
+        )
+
+
+@contextmanager
+def told_plainly() -> Iterator[None]:
+    """Ends the command with a ``UserError``'s message and exit code 1, without traceback."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        if "DataLoader worker process" in message:  # a worker's error carries its traceback as text
+            message = message.rsplit("UserError: ", 1)[-1].strip()
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other jobs of the sweep go on
+            raise CompactHydraException(f"robustfg: {message}") from None
+        raise SystemExit(f"robustfg: {message}") from None

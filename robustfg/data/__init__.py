@@ -1,0 +1,1 @@
+"""Data: sources, exact loaders, the built-in data sets."""

@@ -1,0 +1,158 @@
+"""The data module: a source's splits as exact, reproducible loaders."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader, DistributedSampler
+from torchvision.transforms import v2
+
+from robustfg.data.sampler import ExactDistributedSampler
+from robustfg.data.samples import FitSquare, Samples, Transform
+from robustfg.data.source import Source, Split
+from robustfg.data.splits import Positions, balanced_subset, fingerprint, stratified
+from robustfg.errors import UserError
+from robustfg.types import Batch
+
+
+class DataModule(pl.LightningDataModule):
+    """Training, validation and test samples of one source.
+
+    Where the source gives no validation split it is carved from the training split, class by class, never from test.
+
+    Args:
+        source: the data set.
+        image_size: side of the square images that the model sees.
+        batch_size: samples per training step and process.
+        eval_batch_size: samples per evaluation batch and process; None for ``batch_size``.
+        val_fraction: share of every training class carved out for validation.
+        split_seed: chooses which; apart from the training seed, so that seeds are compared on the same samples.
+        augment: torchvision v2 transforms applied to uint8 training images.
+        crop_ratio: how much of the shorter side the centre crop keeps when images must be resized.
+        keep_aspect: False to stretch images to the square.
+        cache: decode every image once and keep it in memory.
+        num_workers: loader processes; None for none where images are cached and one per core, at most 8, elsewhere.
+        max_test_samples: evaluate on a fixed, class-balanced subset of the test split.
+        seed: orders the training samples.
+
+    Attributes:
+        evaluated: the split that ``trainer.test`` reads.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source,
+        image_size: int,
+        batch_size: int,
+        eval_batch_size: int | None = None,
+        val_fraction: float = 0.1,
+        split_seed: int = 0,
+        augment: Sequence[Transform] = (),
+        crop_ratio: float = 1.0,
+        keep_aspect: bool = True,
+        cache: bool = False,
+        num_workers: int | None = None,
+        max_test_samples: int | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        for option, value in {"batch_size": batch_size, "image_size": image_size}.items():
+            if value < 1:
+                raise UserError(f"data.{option} must be >= 1, got {value}")
+        if not 0 < val_fraction < 1:
+            raise UserError(f"data.val_fraction must be in (0, 1), got {val_fraction}")
+        self.source, self.image_size, self.cache, self.seed = source, image_size, cache, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.fit_square = FitSquare(size=image_size, crop_ratio=crop_ratio, keep_aspect=keep_aspect)
+        self.augmented = v2.Compose([*augment, self.fit_square])
+        self.positions = self._split(val_fraction, split_seed, max_test_samples)
+        self.evaluated = "test"
+        self._samples: dict[str, Samples] = {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        return self.source.classes
+
+    def describe(self) -> dict[str, dict[str, object]]:
+        """Size and fingerprint of every split."""
+        return {
+            name: {
+                "n": len(positions),
+                "ids_sha256": fingerprint(positions, self._split_of(name).keys, self._split_of(name).labels),
+            }
+            for name, positions in self.positions.items()
+        }
+
+    def keys(self, split: str) -> Mapping[int, str]:
+        """Where every sample of a split comes from, by id."""
+        names = self._split_of(split).keys
+        return {int(position): names[position] for position in self.positions[split]}
+
+    def samples(self, split: str) -> Samples:
+        """The samples of ``"train"`` (augmented), ``"val"`` or ``"test"``; decoded once where ``cache`` is set."""
+        if split not in self._samples:
+            transform = self.augmented if split == "train" else self.fit_square
+            self._samples[split] = Samples(self._split_of(split), self.positions[split], transform, cache=self.cache)
+        return self._samples[split]
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        samples = self.samples("train")
+        if len(samples) == 0:
+            raise UserError("data: the training split is empty; lower data.source.test_fraction")
+        world, rank = self._world()
+        sampler = DistributedSampler(samples, num_replicas=world, rank=rank, shuffle=True, seed=self.seed)
+        return self._loader(samples, sampler, self.batch_size, drop_last=len(samples) >= world * self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        return self._exact("val")
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        return self._exact(self.evaluated)
+
+    def _exact(self, split: str) -> DataLoader[Batch]:
+        samples, (world, rank) = self.samples(split), self._world()
+        if len(samples) < world:
+            raise UserError(f"data: the {split} split has {len(samples)} samples for {world} processes")
+        sampler = ExactDistributedSampler(samples, num_replicas=world, rank=rank)
+        return self._loader(samples, sampler, self.eval_batch_size, drop_last=False)
+
+    def _loader(
+        self, samples: Samples, sampler: DistributedSampler[int], batch_size: int, *, drop_last: bool
+    ) -> DataLoader[Batch]:
+        workers = self._workers()
+        return DataLoader(
+            samples,
+            batch_size,
+            sampler=sampler,
+            drop_last=drop_last,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        return 0 if self.cache else min(8, len(os.sched_getaffinity(0)) // self._world()[0])
+
+    def _world(self) -> tuple[int, int]:
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
+
+    def _split(self, val_fraction: float, split_seed: int, max_test_samples: int | None) -> dict[str, Positions]:
+        labels = np.asarray(self.source.train.labels)
+        test = np.arange(len(self.source.test.labels))
+        if max_test_samples is not None:
+            test = balanced_subset(np.asarray(self.source.test.labels), max_test_samples)
+        if self.source.val is not None:
+            return {"train": np.arange(len(labels)), "val": np.arange(len(self.source.val.labels)), "test": test}
+        train, val = stratified(labels, val_fraction, split_seed)
+        return {"train": train, "val": val, "test": test}
+
+    def _split_of(self, name: str) -> Split:
+        if name == "test":
+            return self.source.test
+        return self.source.val if name == "val" and self.source.val is not None else self.source.train

@@ -1,0 +1,95 @@
+"""Any tree of images with one folder per class."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from robustfg.data.splits import stratified
+from robustfg.errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+TREE = "root/<class>/*.jpg, or root/train/<class>/*.jpg beside root/test/<class>/*.jpg (and root/val/… if there is one)"
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """Images in files; satisfies ``Split``."""
+
+    root: Path
+    keys: Sequence[str]
+    """Paths below the root, sorted by class and name."""
+    labels: NDArray[np.int64] = field(repr=False)
+
+    def image(self, position: int) -> NDArray[np.uint8]:
+        """Decodes as RGB, turned as its EXIF data say. Raises ``UserError`` with the path if that fails."""
+        path = self.root / self.keys[position]
+        try:
+            with Image.open(path) as image:
+                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UserError(f"cannot read the image {path} ({error}); replace or remove it") from error
+
+
+class Folder:
+    """An ImageFolder tree, with or without given splits.
+
+    A given ``val`` folder serves as validation where there is a ``test`` folder, and as test where there is none.
+
+    Args:
+        root: the tree's folder.
+        test_fraction: share of every class set aside for the test where no test folder is given; 1 makes everything
+            the test split, for evaluating a finished model.
+    """
+
+    def __init__(self, *, root: str | None, test_fraction: float = 0.2) -> None:
+        if root is None:
+            raise UserError(f"data.root is not set; it must name a folder like {TREE}")
+        folder = Path(root).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"data.root={folder}: no such folder; expected {TREE}")
+        if not 0 < test_fraction <= 1:
+            raise UserError(f"data.test_fraction must be in (0, 1], got {test_fraction}")
+        given = {name: folder / name for name in ("train", "val", "test") if (folder / name).is_dir()}
+        self.genera = None
+        self.val: FileSplit | None = None
+        if "train" in given and len(given) > 1:
+            self.classes = _classes(given["train"])
+            splits = {name: _files(folder, path, self.classes) for name, path in given.items()}
+            self.train = splits["train"]
+            self.test = splits.get("test", splits.get("val", self.train))
+            self.val = splits.get("val") if "test" in splits else None
+        else:
+            tree = given.get("train", folder)
+            self.classes = _classes(tree)
+            every = _files(folder, tree, self.classes)
+            kept, aside = stratified(every.labels, test_fraction, seed=0)
+            self.train, self.test = (_subset(every, positions) for positions in (kept, aside))
+
+
+def _classes(folder: Path) -> tuple[str, ...]:
+    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    if len(names) < 2:
+        raise UserError(f"{folder} holds {len(names)} class folders, need at least two; expected {TREE}")
+    return names
+
+
+def _files(root: Path, folder: Path, classes: tuple[str, ...]) -> FileSplit:
+    unknown = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in classes)
+    if unknown:
+        raise UserError(f"{folder} has the class {unknown[0]!r}, which {root / 'train'} has not")
+    paths, labels = [], []
+    for label, name in enumerate(classes):
+        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
+        if not found:
+            raise UserError(f"{folder / name} holds no image ({', '.join(sorted(SUFFIXES))})")
+        paths += [path.relative_to(root).as_posix() for path in found]
+        labels += [label] * len(found)
+    return FileSplit(root, paths, np.asarray(labels, np.int64))
+
+
+def _subset(split: FileSplit, positions: NDArray[np.int64]) -> FileSplit:
+    return FileSplit(split.root, [split.keys[position] for position in positions], split.labels[positions])

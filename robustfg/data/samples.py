@@ -1,0 +1,61 @@
+"""The dataset that loaders read: positions of a split, decoded, transformed, with label and id."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from torchvision.transforms import v2
+
+from robustfg.data.source import Split
+from robustfg.data.splits import Positions
+from robustfg.types import Batch
+
+Transform = Callable[[Tensor], Tensor]
+
+
+class Samples(Dataset[Batch]):
+    """Some positions of a split.
+
+    Args:
+        split: where images and labels come from.
+        positions: which of its samples, by id.
+        transform: maps a uint8 image ``(3, H, W)`` to one of the final size.
+        cache: decode everything now and keep it in memory.
+    """
+
+    def __init__(self, split: Split, positions: Positions, transform: Transform, *, cache: bool) -> None:
+        self.split, self.positions, self.transform = split, positions, transform
+        self.labels = torch.from_numpy(np.asarray(split.labels)[positions])
+        self.decoded = [split.image(int(position)) for position in positions] if cache else None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, item: int) -> Batch:
+        position = int(self.positions[item])
+        pixels = self.split.image(position) if self.decoded is None else self.decoded[item]
+        image = self.transform(torch.from_numpy(pixels).permute(2, 0, 1))
+        return Batch(image.contiguous().float().div_(255), self.labels[item], torch.tensor(position))
+
+
+class FitSquare:
+    """Brings any image to ``(3, size, size)``; images that already fit pass through untouched.
+
+    Args:
+        size: the side.
+        crop_ratio: the shorter side is scaled to ``size / crop_ratio`` before the centre is cut out.
+        keep_aspect: False stretches to the square instead, without cutting anything off.
+    """
+
+    def __init__(self, *, size: int, crop_ratio: float = 1.0, keep_aspect: bool = True) -> None:
+        self.size = size
+        resize = v2.Resize(round(size / crop_ratio) if keep_aspect else [size, size], antialias=True)
+        self.steps = v2.Compose([resize, v2.CenterCrop(size)])
+
+    def __call__(self, image: Tensor) -> Tensor:
+        if image.shape[1:] == (self.size, self.size):
+            return image
+        fitted: Tensor = self.steps(image)
+        return fitted

@@ -1,0 +1,32 @@
+"""What a data set must offer: labelled images in named splits, nothing else."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Split(Protocol):
+    """One split of a source. Positions run from 0 to ``len(labels) - 1`` and are the samples' stable ids."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class of every sample, shape ``(N,)``."""
+
+    @property
+    def keys(self) -> Sequence[str]:
+        """A name for every sample that says where it comes from, such as its path below the root."""
+
+    def image(self, position: int) -> NDArray[np.uint8]:
+        """The image at ``position``, shape ``(H, W, 3)``, RGB."""
+
+
+class Source(Protocol):
+    """A data set with its own train and test splits; ``val`` is None where it has to be carved from train."""
+
+    classes: tuple[str, ...]
+    genera: tuple[str, ...] | None  # the coarser class of every class, where a taxonomy is known
+    train: Split
+    test: Split
+    val: Split | None

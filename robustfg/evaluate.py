@@ -1,0 +1,90 @@
+"""robustfg.evaluate: attack a checkpoint, or any pretrained timm classifier, without training."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from robustfg.config import CONF, plain, refuse_untrusted, register_schemas, told_plainly
+from robustfg.errors import UserError
+
+register_schemas()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
+def main(composed: DictConfig) -> float:
+    """Composes the config and evaluates."""
+    with told_plainly():
+        return evaluate(plain(composed), Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
+
+
+def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
+    """Evaluates on the test split; a second call with the same ``run_name`` continues an interrupted evaluation.
+
+    Args:
+        config: the resolved config as plain containers.
+        folder: where the evaluation's files go.
+        command: what was typed, for the record.
+
+    Returns:
+        The worst-case accuracy.
+    """
+    # Only now, so that --help and --cfg need none of it.
+    from robustfg import assemble, run
+    from robustfg.checkpoint import Checkpoint
+
+    run.seed(config["seed"])
+    if config["checkpoint"] is None:
+        data = assemble.data_of(config)
+        classifier = assemble.published_classifier_of(config, data.classes)
+    else:
+        checkpoint = Checkpoint.read(config["checkpoint"])
+        config = with_stored(config, checkpoint.config)
+        data = assemble.data_of(config)
+        checkpoint.expect_classes(data.classes)
+        classifier = assemble.classifier_of(config, checkpoint.classes)
+        checkpoint.load_into(classifier)
+    evaluation = assemble.evaluation_of(config, folder, validate=False)
+    with run.dashboards_closed(config):
+        trainer = assemble.trainer_of(config, folder, [evaluation], assemble.loggers_of(config, folder))
+        run.write_origin(config, folder, data, command)
+        return run.test(trainer, classifier, data, evaluation, folder)
+
+
+def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint's config with what the user set for this evaluation.
+
+    ``data`` replaces the stored node where it was chosen, and single keys of it otherwise; ``model`` and ``loss`` must
+    be the checkpoint's.
+    """
+    refuse_untrusted({part: stored[part] for part in ("data", "model", "loss", "training", "optimizer", "scheduler")},
+                     tuple(config["trust"]))  # fmt: skip
+    if config["model"].get("name") not in (None, stored["model"]["name"]):
+        raise UserError(
+            f"model.name={config['model']['name']}, but checkpoint={config['checkpoint']} holds {stored['model']['name']}"
+        )
+    if "_target_" in (config["loss"] or {}):
+        raise UserError("loss cannot be chosen for a checkpoint, which has its own; leave it out")
+    data = config["data"]
+    if "_target_" not in data:
+        data = merged(stored["data"], data)
+    # The file's own weights follow; none are fetched first.
+    model = stored["model"] | {"pretrained": False, "weights": None}
+    return stored | config | {"data": data, "model": model, "loss": stored["loss"]}
+
+
+def merged(stored: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
+    """A stored data node with the chosen values that are not None; a new root reaches the source too."""
+    changes = {key: value for key, value in chosen.items() if value is not None}
+    unknown = sorted(changes.keys() - stored.keys() - {"eval_batch_size", "cache", "num_workers", "max_test_samples"})
+    if unknown:
+        raise UserError(f"data.{unknown[0]} is no option of the data this checkpoint was trained on")
+    source = {key: value for key, value in changes.items() if key in stored["source"]}
+    return stored | changes | {"source": stored["source"] | source}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""From rows to the numbers of summary.json: always per sample first, then counted."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from robustfg.evaluation.records import CLEAN, column
+from robustfg.evaluation.statistics import counted
+
+Correct = dict[int, bool]
+
+
+def correct_per_sample(table: pa.Table, attacks: Iterable[str]) -> NDArray[np.bool_]:
+    """Whether each sample is right under every restart of every given attack; samples in the order of their ids.
+
+    Mean of the minimum, never minimum of means.
+    """
+    chosen = np.isin(column(table, "attack"), list(attacks))
+    samples, position = np.unique(column(table, "index"), return_inverse=True)
+    correct = np.ones(len(samples), bool)
+    np.logical_and.at(correct, position[chosen], column(table, "correct")[chosen])
+    return correct
+
+
+def summarise(
+    table: pa.Table, descriptions: Mapping[str, Mapping[str, object]], also: Iterable[str] = ()
+) -> dict[str, Any]:
+    """The counts of an evaluation.
+
+    Args:
+        table: all rows.
+        descriptions: settings of every attack by name.
+        also: further attacks whose successes count in the worst case, such as a check's on part of the samples.
+
+    Returns:
+        The keys ``n``, ``clean``, ``attacks`` and ``worst_case`` of ``summary.json``.
+    """
+    names = column(table, "attack")
+    n = len(np.unique(column(table, "index")))
+    attacks = {}
+    for name, description in descriptions.items():
+        chosen = names == name
+        spent = {key: int(column(table, key)[chosen].sum()) for key in ("forwards", "backwards")}
+        attacks[name] = {
+            **description,
+            **counted(int(correct_per_sample(table, [name]).sum()), n),
+            **spent,
+            "seconds": round(float(column(table, "seconds")[chosen].sum()), 2),
+        }
+    return {
+        "n": n,
+        "clean": counted(int(correct_per_sample(table, [CLEAN]).sum()), n),
+        "attacks": attacks,
+        "worst_case": counted(int(correct_per_sample(table, [CLEAN, *descriptions, *also]).sum()), n),
+    }

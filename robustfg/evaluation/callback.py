@@ -1,0 +1,282 @@
+"""The robustness evaluation as a Lightning callback, exact on any number of processes."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from robustfg import __version__
+from robustfg.attacks import Attack
+from robustfg.data.datamodule import DataModule
+from robustfg.data.splits import balanced_subset
+from robustfg.errors import UserError
+from robustfg.evaluation.aggregation import correct_per_sample, summarise
+from robustfg.evaluation.checks import Facts, Probe, judge, verdict
+from robustfg.evaluation.checks.probes import (
+    DETERMINISM,
+    FINITE_DIFFERENCE,
+    REFERENCE,
+    deterministic,
+    finite_difference,
+)
+from robustfg.evaluation.fingerprint import fingerprint, weights_sha256
+from robustfg.evaluation.gather import gathered, total
+from robustfg.evaluation.measure import exact_arithmetic, measure_attack, measure_clean
+from robustfg.evaluation.progress import AttackProgress
+from robustfg.evaluation.records import CLEAN, Perturbation, RecordStore, column, table_of, write_table
+from robustfg.types import Batch
+
+
+@dataclass(frozen=True)
+class ValidationAttack:
+    """A cheap look at robustness during training."""
+
+    every_n_epochs: int = 1
+    samples: int = 128
+
+
+class RobustnessEvaluation(pl.Callback):
+    """Attacks every test sample and writes ``robustness/`` into the run's folder.
+
+    Args:
+        attacks: the suite, by name.
+        folder: the run's folder.
+        about: what else ``summary.json`` says at its top, such as the run's and the data's name.
+        split: the split evaluated by ``trainer.test``.
+        perturbations: keep the worst perturbation of every broken sample.
+        gallery: number of broken samples whose images are kept for the page.
+        checks: number of samples on which the evaluation itself is checked; 0 for none.
+        validation: attack a part of the validation split with the last attack of the suite during training and log
+            ``val/robust_accuracy``; None for not.
+
+    Attributes:
+        summary: content of ``summary.json`` on rank 0 after the test; None before and elsewhere.
+    """
+
+    def __init__(
+        self,
+        *,
+        attacks: Mapping[str, Attack],
+        folder: str | Path,
+        about: Mapping[str, Any] | None = None,
+        split: str = "test",
+        perturbations: bool = True,
+        gallery: int = 8,
+        checks: int = 64,
+        validation: ValidationAttack | None = None,
+    ) -> None:
+        if not attacks:
+            raise UserError("attack is empty; choose a suite such as attack=quick")
+        self.attacks, self.folder, self.about = dict(attacks), Path(folder) / "robustness", dict(about or {})
+        self.split, self.perturbations, self.gallery, self.checks = split, perturbations, gallery, checks
+        self.validation = validation
+        self.summary: dict[str, Any] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        _data(trainer).evaluated = self.split
+
+    # --- test ---------------------------------------------------------------------------------------------------
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        data = _data(trainer)
+        half = [name for name, parameter in pl_module.named_parameters() if parameter.dtype != torch.float32]
+        if half:
+            raise UserError("trainer.precision: evaluation needs float32 weights; train with 16-mixed or bf16-mixed")
+        positions = data.positions[self.split]
+        labels = np.asarray(data.samples(self.split).labels)
+        probed = positions[balanced_subset(labels, self.checks)]
+        self.probe = Probe.on(probed.tolist(), self.attacks.values() if self.checks else ())
+        self.ids = data.describe()[self.split]["ids_sha256"]
+        weights = weights_sha256(pl_module)
+        described = {CLEAN: {}, FINITE_DIFFERENCE: {}, DETERMINISM: {}} | {
+            name: attack.describe() for name, attack in (self.attacks | self.probe.attacks).items()
+        }
+        prints = {name: fingerprint(weights, str(self.ids), name, text) for name, text in described.items()}
+        self.store = RecordStore(self.folder, trainer.global_rank, prints)
+        self.train_mode = sum(module.training for module in pl_module.modules())
+        self.probabilities, self.weights = 0, weights
+        batches = trainer.num_test_batches[0]
+        shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
+        self.progress = AttackProgress(list(self.attacks.values()), int(batches), enabled=shown)
+
+    def on_test_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        with exact_arithmetic():
+            batch = Batch(*(tensor.clone() for tensor in batch))  # the loop's tensors come from inference mode
+            clean = measure_clean(pl_module, batch)
+            right = torch.tensor([row["correct"] for row in clean], device=batch.label.device)
+            self._add(clean)
+            self._note_probabilities(pl_module, batch)
+            for attack in self.attacks.values():
+                with self.progress.attacking(attack, pl_module, batch_idx):
+                    self._attack(pl_module, attack, batch, right, keep=self.perturbations)
+            self._check(pl_module, batch, right)
+
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.progress.stop()
+        data, world = _data(trainer), trainer.world_size
+        rows = [row for part in gathered(self.store.own_rows(world)) for row in part]
+        table = table_of(rows)
+        _require_complete(table, data.positions[self.split], self.attacks)
+        facts = self._facts(trainer, pl_module)
+        summary = self._summary(table, facts, trainer)
+        if self.perturbations:
+            self.store.write_perturbations(self.folder / "perturbations", world)
+            self._write_gallery(trainer, table)
+        if trainer.is_global_zero:
+            write_table(table, self.folder / "records.parquet")
+            beside = self.folder / "summary.tmp"
+            beside.write_text(json.dumps(summary, indent=1) + "\n")
+            beside.replace(self.folder / "summary.json")
+            self.summary = summary
+        trainer.strategy.barrier("evaluation written")
+        self.store.discard(world)
+        numbers = {"clean": summary["clean"], "robust": summary["worst_case"]} | summary["attacks"]
+        pl_module.log_dict({f"test/{name}_accuracy": float(part["accuracy"]) for name, part in numbers.items()})
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if hasattr(self, "progress"):
+            self.progress.stop()
+
+    def _attack(self, model: pl.LightningModule, attack: Attack, batch: Batch, right: Tensor, *, keep: bool) -> None:
+        """Attacks the samples of a batch that an interrupted evaluation has not done."""
+        todo = torch.tensor(
+            [(attack.name, i) not in self.store.done for i in batch.index.tolist()], device=right.device
+        )
+        if bool(todo.any()):
+            part = Batch(batch.image[todo], batch.label[todo], batch.index[todo])
+            rows, perturbations = measure_attack(model, attack, part, right[todo], keep=keep)
+            self.store.add(rows, perturbations)
+
+    def _add(self, rows: list[dict[str, Any]]) -> None:
+        self.store.add([row for row in rows if (row["attack"], row["index"]) not in self.store.done], [])
+
+    def _check(self, model: pl.LightningModule, batch: Batch, right: Tensor) -> None:
+        probed = torch.tensor([i in self.probe.samples for i in batch.index.tolist()], device=right.device)
+        if not bool(probed.any()):
+            return
+        part = Batch(batch.image[probed], batch.label[probed], batch.index[probed])
+        for name, probe in ((FINITE_DIFFERENCE, finite_difference), (DETERMINISM, deterministic)):
+            behaved = probe(model, part).tolist()
+            rows = [row | {"attack": name} for row in measure_clean(model, part)]
+            self._add([row | {"correct": ok} for row, ok in zip(rows, behaved, strict=True)])
+        for attack in self.probe.attacks.values():
+            self._attack(model, attack, part, right[probed], keep=False)
+
+    @torch.no_grad()
+    def _note_probabilities(self, model: pl.LightningModule, batch: Batch) -> None:
+        logits = model(batch.image).logits
+        sums = logits.sum(1)
+        self.probabilities += int(((logits >= 0).all(1) & ((sums - 1).abs() < 1e-4)).sum())
+
+    def _facts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Facts:
+        metric = pl_module.test_accuracy
+        counted = round(float(metric.compute()) * len(_data(trainer).positions[self.split]))
+        train_mode, probabilities = total([self.train_mode, self.probabilities])
+        same_precision = str(trainer.precision) == "32-true"
+        return Facts(int(train_mode), int(probabilities), counted if same_precision else None)
+
+    def _summary(self, table: Any, facts: Facts, trainer: pl.Trainer) -> dict[str, Any]:
+        checks = judge(table, self.attacks | self.probe.attacks, facts) if self.checks else []
+        library = f"robustfg {__version__}"
+        described = {name: {**attack.describe(), "library": library} for name, attack in self.attacks.items()}
+        return {
+            "schema": 1,
+            **self.about,
+            "classes": list(_data(trainer).classes),
+            "split": self.split,
+            "ids_sha256": self.ids,
+            "weights_sha256": self.weights,
+            "precision": "fp32",
+            "world_size": trainer.world_size,
+            **summarise(table, described, also=[name for name in self.probe.attacks if name.startswith(REFERENCE)]),
+            "checks": [check.as_dict() for check in checks],
+            "verdict": verdict(checks) if checks else "upper bound, unverified",
+        }
+
+    def _write_gallery(self, trainer: pl.Trainer, table: Any) -> None:
+        """Clean image and perturbation of the first broken samples that are right when clean."""
+        right = correct_per_sample(table, [CLEAN]) & ~correct_per_sample(table, self.attacks)
+        broken = np.unique(column(table, "index"))[right].tolist()
+        chosen = set(broken[: self.gallery])
+        found = {
+            p.index: p for part in gathered(list(self.store.perturbations(trainer.world_size, chosen))) for p in part
+        }
+        if trainer.is_global_zero and found:
+            samples = _data(trainer).samples(self.split)
+            where = {int(position): item for item, position in enumerate(samples.positions)}
+            first = [found[index] for index in sorted(found)]
+            delta = [p.delta / 255 if p.delta.dtype == np.int8 else p.delta for p in first]
+            np.savez_compressed(
+                self.folder / "gallery.npz",
+                index=[p.index for p in first],
+                label=[int(samples.labels[where[p.index]]) for p in first],
+                prediction=[_prediction(table, p) for p in first],
+                attack=[p.attack for p in first],
+                clean=np.stack([samples[where[p.index]].image.numpy() for p in first]),
+                delta=np.stack(delta).astype(np.float32),
+            )
+
+    # --- validation ---------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._val_counts = [0, 0]
+        look = self.validation
+        self._val_samples: set[int] = set()
+        if look is not None and (trainer.current_epoch + 1) % look.every_n_epochs == 0:
+            data = _data(trainer)
+            chosen = balanced_subset(np.asarray(data.samples("val").labels), look.samples)
+            self._val_samples = set(data.positions["val"][chosen].tolist())
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        chosen = torch.tensor([i in self._val_samples for i in batch.index.tolist()], device=batch.index.device)
+        if not bool(chosen.any()):
+            return
+        attack = list(self.attacks.values())[-1]
+        with exact_arithmetic():
+            image, label, index = (tensor[chosen].clone() for tensor in batch)
+            adversarial = attack(pl_module, image, label, index)
+            with torch.no_grad():
+                right = (pl_module(image).logits.argmax(1) == label) & (
+                    pl_module(adversarial).logits.argmax(1) == label
+                )
+        self._val_counts[0] += int(right.sum())
+        self._val_counts[1] += len(label)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        correct, n = total(self._val_counts)
+        if n:
+            pl_module.log("val/robust_accuracy", correct / n, prog_bar=True, rank_zero_only=False)
+
+
+def _data(trainer: pl.Trainer) -> DataModule:
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(data, DataModule)
+    return data
+
+
+def _prediction(table: Any, broken: Perturbation) -> int:
+    """The wrong class that a perturbation led to."""
+    row = (column(table, "index") == broken.index) & (column(table, "attack") == broken.attack)
+    return int(column(table, "prediction")[row & (column(table, "restart") == broken.restart)][0])
+
+
+def _require_complete(table: Any, positions: Any, attacks: Mapping[str, Attack]) -> None:
+    """Every sample exactly once per attack and restart, or the evaluation fails."""
+    for name, restarts in {CLEAN: 1, **{name: attack.restarts for name, attack in attacks.items()}}.items():
+        chosen = column(table, "attack") == name
+        for restart in range(restarts):
+            found = np.sort(column(table, "index")[chosen & (column(table, "restart") == restart)])
+            if not np.array_equal(found, np.sort(positions)):
+                raise RuntimeError(f"{name}, restart {restart}: {len(found)} records for {len(positions)} samples")

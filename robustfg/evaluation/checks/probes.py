@@ -1,0 +1,86 @@
+"""Checks that need the model: run on a small balanced part of the samples, recorded like attacks."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustfg.attacks import Attack, CrossEntropy, GradientAttack, Linf, Margin, Steepest, Threat
+from robustfg.attacks.freeze import attackable
+from robustfg.evaluation.measure import Classify
+from robustfg.types import Batch, decision_margin
+
+PREFIX = "check:"
+FINITE_DIFFERENCE, DETERMINISM, UNBOUNDED = (
+    PREFIX + name for name in ("finite_difference", "determinism", "unbounded")
+)
+REFERENCE = PREFIX + "reference_"
+
+
+def finite_difference(model: Classify, batch: Batch, step: float = 0.01) -> Tensor:
+    """Whether the gradient tells how the margin changes: central difference along it, within a factor 2; ``(B,)``.
+
+    Args:
+        model: what is attacked.
+        batch: the samples; they are drawn towards grey a little so that the step stays in the box.
+        step: l2 length of the step.
+    """
+    with attackable(model):
+        image = (0.02 + 0.96 * batch.image.clone()).requires_grad_()
+        margin = decision_margin(model(image).logits, batch.label)
+        (gradient,) = torch.autograd.grad(margin.sum(), image)
+    length = gradient.flatten(1).norm(dim=1)
+    move = step * gradient / length.clamp_min(1e-30).view(-1, 1, 1, 1)
+    with torch.no_grad():
+        ahead, behind = (
+            decision_margin(model((image.detach() + sign * move).clamp(0, 1)).logits.double(), batch.label)
+            for sign in (1, -1)
+        )
+    ratio = (ahead - behind) / (2 * step * length)
+    return (ratio > 0.5) & (ratio < 2)
+
+
+@torch.no_grad()
+def deterministic(model: Classify, batch: Batch, repeats: int = 3) -> Tensor:
+    """Whether repeated forwards agree to 1e-4 of the logits' length, ``(B,)``."""
+    logits = torch.stack([model(batch.image).logits.double() for _ in range(repeats)])
+    spread = (logits - logits[0]).norm(dim=2).amax(0)
+    return spread <= 1e-4 * logits[0].norm(dim=1).clamp_min(1e-12)
+
+
+def unbounded_attack() -> Attack:
+    """PGD at epsilon 0.5 from the clean image: nothing can withstand it, so a survivor betrays a masked gradient."""
+    return GradientAttack(
+        name=UNBOUNDED, threat=Linf(epsilon=0.5), step=Steepest(size="eps/10"), steps=20, objective=Margin()
+    )
+
+
+def reference_attacks(threats: Iterable[Threat]) -> list[Attack]:
+    """Longer attacks of our own choice on the largest radius of every norm, whatever the user configured."""
+    largest: dict[type[Threat], Threat] = {}
+    for threat in threats:
+        if threat.radius >= largest.get(type(threat), threat).radius:
+            largest[type(threat)] = threat
+    return [
+        GradientAttack(
+            name=f"{REFERENCE}{threat.norm}_{objective.name}", threat=threat, step=Steepest(size=size), steps=steps,
+            objective=objective, random_start=random_start,
+        )
+        for threat in largest.values()
+        for objective, size, steps, random_start in ((Margin(), "eps/10", 100, False), (CrossEntropy(), "eps/4", 40, True))
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The samples on which checks run, and the attacks among the checks."""
+
+    samples: frozenset[int]
+    attacks: Mapping[str, Attack]
+
+    @classmethod
+    def on(cls, samples: Iterable[int], suite: Iterable[Attack]) -> "Probe":
+        """Probes of a suite's threat models on the given sample ids."""
+        attacks = [unbounded_attack(), *reference_attacks(attack.threat for attack in suite)]
+        return cls(frozenset(samples), {attack.name: attack for attack in attacks})

@@ -1,0 +1,143 @@
+"""Evaluating one batch: predictions in fp32, attacks, and the rows that record them."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from robustfg.attacks import Attack, Attempt
+from robustfg.evaluation.records import CLEAN, Perturbation
+from robustfg.types import Batch, Output, decision_margin
+
+BORDERLINE = 1e-4  # a smaller margin may flip with the batch size: such samples are decided alone
+
+
+class Classify(Protocol):
+    """What is evaluated: a module that classifies and scores abnormality."""
+
+    def __call__(self, image: Tensor) -> Output: ...
+
+    def anomaly(self, output: Output) -> Tensor: ...
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Full fp32: no autocast, no TF32, autograd allowed; restored after."""
+    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        with torch.inference_mode(False), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
+
+
+@torch.no_grad()
+def verdicts(model: Classify, image: Tensor, label: Tensor) -> dict[str, Tensor]:
+    """Prediction, correctness, margin and anomaly of every sample; borderline ones are decided in a batch of one."""
+    output = model(image)
+    found = {
+        "prediction": output.logits.argmax(1),
+        "margin": decision_margin(output.logits, label),
+        "anomaly": model.anomaly(output),
+    }
+    for sample in (found["margin"].abs() < BORDERLINE).nonzero().flatten().tolist() if len(label) > 1 else ():
+        alone = verdicts(model, image[sample : sample + 1], label[sample : sample + 1])
+        for name in found:
+            found[name][sample] = alone[name][0]
+    return found | {"correct": found["prediction"] == label}
+
+
+def measure_clean(model: Classify, batch: Batch) -> list[dict[str, Any]]:
+    """Rows of the unattacked predictions."""
+    began = time.perf_counter()
+    found = verdicts(model, batch.image, batch.label)
+    zeros = torch.zeros_like(batch.label)
+    extra = {
+        "norm": zeros.double(),
+        "first_success": torch.where(found["correct"], -1, 0),
+        "forwards": zeros + 1,
+        "backwards": zeros,
+        "dead_gradient": zeros.bool(),
+    }
+    return _rows(CLEAN, 0, batch, found | extra, time.perf_counter() - began)
+
+
+def measure_attack(
+    model: Classify, attack: Attack, batch: Batch, clean_correct: Tensor, *, keep: bool
+) -> tuple[list[dict[str, Any]], list[Perturbation]]:
+    """Attacks the samples that are right when clean; the others are recorded as broken by the clean image itself.
+
+    Args:
+        model: what is attacked.
+        attack: by what.
+        batch: the samples.
+        clean_correct: ``(B,)`` bool.
+        keep: whether to return perturbations.
+
+    Returns:
+        Rows of every sample and restart, and perturbations of the samples this attack broke.
+    """
+    rows: list[dict[str, Any]] = []
+    perturbations: list[Perturbation] = []
+    wrong, right = _select(batch, ~clean_correct), _select(batch, clean_correct)
+    attempts = attack.attempts(model, right.image, right.label, right.index) if len(right.label) else iter(())
+    for restart in range(attack.restarts):
+        if len(wrong.label):
+            rows += [
+                row | {"attack": attack.name, "restart": restart, "forwards": 0} for row in measure_clean(model, wrong)
+            ]
+        if not len(right.label):
+            continue
+        began = time.perf_counter()
+        attempt = next(attempts)
+        found = verdicts(model, attempt.image, right.label)
+        rows += _rows(
+            attack.name, restart, right, _evidence(attack, attempt, right, found), time.perf_counter() - began
+        )
+        if keep:
+            broken = (~found["correct"]).nonzero().flatten()
+            perturbations += _perturbations(model, attack, restart, right, attempt.image, found["margin"], broken)
+    return rows, perturbations
+
+
+def _evidence(attack: Attack, attempt: Attempt, batch: Batch, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    return found | {
+        "norm": attack.threat.size(attempt.image.double() - batch.image.double()),
+        "first_success": attempt.first_success,
+        "forwards": attempt.forwards,
+        "backwards": attempt.backwards,
+        "dead_gradient": attempt.dead_gradient,
+    }
+
+
+def _perturbations(
+    model: Classify, attack: Attack, restart: int, batch: Batch, image: Tensor, margin: Tensor, broken: Tensor
+) -> list[Perturbation]:
+    """In whole grey levels where that still fools the model: rounded towards zero, so the ball and box are kept."""
+    if not len(broken):
+        return []
+    clean, delta = batch.image[broken], (image - batch.image)[broken]
+    levels = delta.sign() * (delta.abs() * 255 + 1e-3).floor()
+    small = bool((levels.abs() <= 127).all())
+    survives = ~verdicts(model, (clean + levels / 255).clamp(0, 1), batch.label[broken])["correct"] & small
+    return [
+        Perturbation(
+            int(batch.index[sample]), attack.name, restart, float(margin[sample]),
+            (levels[i].to(torch.int8) if survives[i] else delta[i]).cpu().numpy(),
+        )
+        for i, sample in enumerate(broken.tolist())
+    ]  # fmt: skip
+
+
+def _rows(attack: str, restart: int, batch: Batch, columns: dict[str, Tensor], seconds: float) -> list[dict[str, Any]]:
+    lists = {name: values.tolist() for name, values in ({"index": batch.index, "label": batch.label} | columns).items()}
+    shared = {"attack": attack, "restart": restart, "seconds": seconds / len(batch.label)}
+    return [dict(zip(lists, values, strict=True)) | shared for values in zip(*lists.values(), strict=True)]
+
+
+def _select(batch: Batch, mask: Tensor) -> Batch:
+    return Batch(batch.image[mask], batch.label[mask], batch.index[mask])

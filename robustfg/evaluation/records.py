@@ -1,0 +1,185 @@
+"""The record of evidence: one row per sample, attack and restart, written as it happens and resumable."""
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+CLEAN = "clean"
+
+SCHEMA = pa.schema(
+    {
+        "index": pa.int64(),
+        "label": pa.int64(),
+        "attack": pa.string(),
+        "restart": pa.int64(),
+        "prediction": pa.int64(),
+        "correct": pa.bool_(),
+        "margin": pa.float64(),
+        "norm": pa.float64(),
+        "anomaly": pa.float64(),
+        "first_success": pa.int64(),
+        "forwards": pa.int64(),
+        "backwards": pa.int64(),
+        "dead_gradient": pa.bool_(),
+        "seconds": pa.float64(),
+    }
+)
+"""Columns of ``records.parquet``; ``first_success`` is -1 where there was none."""
+
+PERTURBATION_SCHEMA = pa.schema(
+    {
+        "index": pa.int64(),
+        "attack": pa.string(),
+        "restart": pa.int64(),
+        "margin": pa.float64(),
+        "dtype": pa.string(),
+        "shape": pa.list_(pa.int64()),
+        "delta": pa.binary(),
+    }
+)
+"""Columns of ``perturbations/*.parquet``."""
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """What broke a sample, so that anybody can apply it again."""
+
+    index: int
+    attack: str
+    restart: int
+    margin: float
+    delta: NDArray[Any]
+    """``(C, H, W)``: int8 in units of 1/255 where the rounded image is still misclassified, else float32."""
+
+
+class RecordStore:
+    """One SQLite file per process, so that a killed evaluation continues where it was.
+
+    Rows belong to an attack's fingerprint (weights, samples and settings); rows of another fingerprint are ignored.
+
+    Args:
+        folder: where the files lie, shared by all processes.
+        rank: this process.
+        fingerprints: of every attack, and of ``"clean"``.
+    """
+
+    def __init__(self, folder: Path, rank: int, fingerprints: Mapping[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.rank, self.fingerprints = folder, rank, dict(fingerprints)
+        self.database = sqlite3.connect(self._path(rank))
+        self.database.execute("PRAGMA journal_mode=WAL")
+        columns = ", ".join(f'"{name}"' for name in SCHEMA.names)
+        self.database.execute(
+            f'CREATE TABLE IF NOT EXISTS rows ({columns}, fingerprint, PRIMARY KEY (fingerprint, "index", restart))'
+        )
+        self.database.execute(
+            "CREATE TABLE IF NOT EXISTS perturbations "
+            '("index" INTEGER, fingerprint, attack, restart, margin, dtype, shape, delta BLOB, PRIMARY KEY ("index"))'
+        )
+        self.done = {(row["attack"], row["index"]) for row in self._read(sorted(folder.glob(_PATTERN)))}
+
+    def _path(self, rank: int) -> Path:
+        return self.folder / _PATTERN.replace("*", f"{rank:05d}")
+
+    def add(self, rows: Iterable[Row], perturbations: Iterable[Perturbation]) -> None:
+        """Writes the rows of one attack on some samples, all or none; a sample keeps its worst perturbation."""
+        values = [(*(row[name] for name in SCHEMA.names), self.fingerprints[row["attack"]]) for row in rows]
+        with self.database:
+            self.database.executemany(
+                f"INSERT OR REPLACE INTO rows VALUES ({', '.join('?' * (len(SCHEMA) + 1))})", values
+            )
+            self.database.executemany(
+                "INSERT INTO perturbations VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+                'ON CONFLICT ("index") DO UPDATE SET fingerprint=excluded.fingerprint, attack=excluded.attack, '
+                "restart=excluded.restart, margin=excluded.margin, dtype=excluded.dtype, shape=excluded.shape, "
+                "delta=excluded.delta WHERE excluded.margin < margin",
+                [
+                    (p.index, self.fingerprints[p.attack], p.attack, p.restart, p.margin, str(p.delta.dtype),
+                     ",".join(map(str, p.delta.shape)), p.delta.tobytes())
+                    for p in perturbations
+                ],
+            )  # fmt: skip
+
+    def own_rows(self, world: int) -> list[dict[str, Any]]:
+        """Rows that this process answers for: its own, and on rank 0 those of ranks that no longer exist."""
+        return self._read(self._own_files(world))
+
+    def perturbations(self, world: int, wanted: set[int] | None = None) -> Iterator[Perturbation]:
+        """The worst perturbation of every broken sample of ``own_rows``, or of the wanted ones."""
+        known = set(self.fingerprints.values())
+        query = 'SELECT "index", attack, restart, margin, dtype, shape, delta, fingerprint FROM perturbations'
+        for path in self._own_files(world):
+            with sqlite3.connect(path) as database:
+                for index, attack, restart, margin, dtype, shape, delta, fingerprint in database.execute(query):
+                    if fingerprint in known and (wanted is None or index in wanted):
+                        size = tuple(map(int, shape.split(",")))
+                        yield Perturbation(index, attack, restart, margin, np.frombuffer(delta, dtype).reshape(size))
+
+    def write_perturbations(self, folder: Path, world: int) -> None:
+        """Writes the worst perturbation of every broken sample of ``own_rows`` to a Parquet file of this rank."""
+        folder.mkdir(parents=True, exist_ok=True)
+        target = folder / f"part-{self.rank:05d}.parquet"
+        beside = target.with_suffix(".tmp")
+        with pq.ParquetWriter(beside, PERTURBATION_SCHEMA, compression="zstd") as writer:
+            for p in self.perturbations(world):
+                row = (p.index, p.attack, p.restart, p.margin, str(p.delta.dtype), p.delta.shape, p.delta.tobytes())
+                writer.write_table(pa.table([[value] for value in row], schema=PERTURBATION_SCHEMA))
+        beside.replace(target)
+
+    def discard(self, world: int) -> None:
+        """Deletes the files of ``own_rows``, whose rows are safe elsewhere."""
+        self.database.close()
+        for path in self._own_files(world):
+            for file in path.parent.glob(path.name + "*"):
+                file.unlink()
+
+    def _own_files(self, world: int) -> list[Path]:
+        live = {self._path(rank) for rank in range(world)}
+        orphans = [path for path in sorted(self.folder.glob(_PATTERN)) if path not in live] if self.rank == 0 else []
+        return [self._path(self.rank), *orphans]
+
+    def _read(self, paths: Iterable[Path]) -> list[dict[str, Any]]:
+        rows = []
+        columns = ", ".join(f'"{name}"' for name in SCHEMA.names)
+        for path in paths:
+            with sqlite3.connect(path) as database:
+                try:
+                    cursor = database.execute(f"SELECT {columns}, fingerprint FROM rows")
+                except sqlite3.OperationalError:  # another rank has only just created its file
+                    continue
+                for *values, fingerprint in cursor:
+                    row = dict(zip(SCHEMA.names, values, strict=True))
+                    if self.fingerprints.get(row["attack"]) == fingerprint:
+                        row["correct"], row["dead_gradient"] = bool(row["correct"]), bool(row["dead_gradient"])
+                        rows.append(row)
+        return rows
+
+
+_PATTERN = "unfinished-*.sqlite"
+
+
+def table_of(rows: Iterable[Row]) -> pa.Table:
+    """Rows as a table, sorted by attack, restart and index."""
+    table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
+    return table.sort_by([("attack", "ascending"), ("restart", "ascending"), ("index", "ascending")])
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Writes Parquet beside and renames."""
+    beside = path.with_suffix(".tmp")
+    pq.write_table(table, beside, compression="zstd")
+    beside.replace(path)
+
+
+def column(table: pa.Table, name: str) -> NDArray[Any]:
+    """A column as a NumPy array."""
+    return np.asarray(table[name].to_numpy(zero_copy_only=False))

@@ -1,0 +1,24 @@
+"""Counts, rates and their intervals."""
+
+from typing import Any
+
+from scipy.stats import binomtest
+
+
+def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval of a rate; (0, 1) where nothing was counted."""
+    if n == 0:
+        return 0.0, 1.0
+    interval = binomtest(correct, n).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def counted(correct: int, n: int) -> dict[str, Any]:
+    """An accuracy as it stands in ``summary.json``: counts, rate and 95 % Wilson interval."""
+    low, high = wilson(correct, n)
+    return {"correct": correct, "n": n, "accuracy": correct / n if n else None, "ci95": [round(low, 4), round(high, 4)]}
+
+
+def exceeds(count: int, n: int, rate: float, level: float = 0.05) -> bool:
+    """Whether ``count`` of ``n`` speaks against a true rate of at most ``rate`` (one-sided exact binomial test)."""
+    return n > 0 and bool(binomtest(count, n, rate, alternative="greater").pvalue < level)

@@ -1,0 +1,141 @@
+"""The backbone: any timm network as a map from images to features."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustfg.errors import UserError
+from robustfg.models.stride import keep_map_large
+from robustfg.models.weights import create
+
+SMALL_IMAGE = 128  # below this side, strides and patches are fitted to the image
+SMALLEST_MAP = 4  # positions a side that a small image keeps
+
+
+class Backbone(nn.Module):
+    """Images ``(B, 3, H, W)`` in [0, 1] to feature maps ``(B, channels, h, w)``, whatever the network's own layout.
+
+    Convolutional networks, ViTs (tokens) and Swins (channels last) come out alike; class and register tokens are
+    dropped. Normalisation by the weights' own mean and standard deviation happens inside.
+
+    Args:
+        name: timm model name.
+        image_size: side of the square images it will see.
+        pretrained: download timm's weights.
+        weights: local ``.safetensors`` or ``.pth`` file to load instead.
+        resize: side to which images are enlarged inside the network (bilinear, differentiable; epsilon stays in the
+            given pixels). None to feed them as they are.
+        fit_small_images: on images under 128 px lower a convolutional network's first strides, and a ViT's patches,
+            so that the map keeps at least 4 x 4 positions.
+        options: further arguments of ``timm.create_model``, such as ``drop_path_rate``.
+        num_classes: size of the network's own last layer; 0 for none, None for as published.
+
+    Attributes:
+        channels: channels of the feature map.
+        map_size: its height and width.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        image_size: int,
+        pretrained: bool = False,
+        weights: str | None = None,
+        resize: int | None = None,
+        fit_small_images: bool = True,
+        options: Mapping[str, Any] | None = None,
+        num_classes: int | None = 0,
+    ) -> None:
+        super().__init__()
+        side = resize or image_size
+        small = fit_small_images and side < SMALL_IMAGE
+        arguments = dict(options or {}) | _token_arguments(name, side, small)
+        arguments |= {} if num_classes is None else {"num_classes": num_classes}
+        self.network = create(name, pretrained=pretrained, weights=weights, **arguments)
+        self.network = self.network.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs alike
+        self.resize = resize
+        if small and "img_size" not in arguments:
+            keep_map_large(self.network, side, SMALLEST_MAP)
+        config = self.network.pretrained_cfg
+        self.register_buffer("mean", torch.tensor(config.get("mean", (0.5,) * 3)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(config.get("std", (0.5,) * 3)).view(1, 3, 1, 1), persistent=False)
+        self.channels, *self.map_size = self._measure(name, image_size)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """The feature map of a batch. Raises ``ValueError`` if an image leaves [0, 1]."""
+        return self._as_map(self.network.forward_features(self.normalise(image)))
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """Checks, enlarges where asked, and normalises pixels."""
+        # Differentiated images come from an attack, which has checked them: no device synchronisation in its loop.
+        if not image.requires_grad and not torch.compiler.is_compiling():
+            low, high = torch.aminmax(image)
+            if not (low >= 0 and high <= 1):
+                raise ValueError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")
+        if self.resize is not None:
+            image = F.interpolate(image, size=(self.resize, self.resize), mode="bilinear", antialias=False)
+        return (image - self.mean) / self.std
+
+    def _as_map(self, features: Tensor) -> Tensor:
+        if features.dim() == 3:
+            tokens = features[:, getattr(self.network, "num_prefix_tokens", 0) :]
+            side = round(tokens.shape[1] ** 0.5)
+            return tokens.transpose(1, 2).unflatten(2, (side, side))
+        if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
+            return features.permute(0, 3, 1, 2)
+        return features
+
+    @torch.no_grad()
+    def _measure(self, name: str, image_size: int) -> torch.Size:
+        training = self.network.training
+        try:
+            return self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1:]
+        except (RuntimeError, AssertionError, IndexError) as error:
+            raise UserError(
+                f"model.name={name} cannot take {image_size}-px images ({error}); set data.image_size to its own size "
+                "or model.resize to enlarge them inside the network"
+            ) from error
+        finally:
+            self.train(training)
+
+
+class PublishedBackbone(Backbone):
+    """A finished timm classifier up to its last layer, pooled as its authors do: feature maps ``(B, D, 1, 1)``.
+
+    Attributes:
+        head: its last, linear layer.
+    """
+
+    def __init__(
+        self, *, name: str, image_size: int, num_classes: int, pretrained: bool = False, weights: str | None = None
+    ) -> None:
+        super().__init__(
+            name=name, image_size=image_size, pretrained=pretrained, weights=weights, fit_small_images=False,
+            num_classes=num_classes if weights else None,
+        )  # fmt: skip
+        head = self.network.get_classifier()
+        if not isinstance(head, nn.Linear):
+            raise UserError(f"model.name={name} does not end in a linear layer and cannot be evaluated untrained")
+        if head.out_features != num_classes:
+            raise UserError(f"model.name={name} knows {head.out_features} classes, but data has {num_classes}")
+        self.head = head
+
+    def forward(self, image: Tensor) -> Tensor:
+        features = self.network.forward_features(self.normalise(image))
+        return self.network.forward_head(features, pre_logits=True).flatten(1)[:, :, None, None]
+
+
+def _token_arguments(name: str, side: int, small: bool) -> dict[str, Any]:
+    """Image and patch size for networks that must know them beforehand, such as ViT and Swin."""
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    if config is None or not config.fixed_input_size:
+        return {}
+    arguments: dict[str, Any] = {"img_size": side}
+    if small and "patch16" in name:
+        arguments["patch_size"] = max(2, 2 ** ((side // 7).bit_length() - 1))
+    return arguments

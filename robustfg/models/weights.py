@@ -1,0 +1,80 @@
+"""Creating a timm network with pretrained, local or fresh weights, and errors that say which file to put where."""
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from robustfg.errors import UserError
+
+
+def create(name: str, *, pretrained: bool, weights: str | None, **arguments: Any) -> nn.Module:
+    """``timm.create_model`` whose failures are told as ``UserError``.
+
+    Args:
+        name: a timm model name, with or without the tag of its weights.
+        pretrained: download timm's weights (or take them from the hub's cache).
+        weights: a local ``.safetensors`` or ``.pth`` file of that network's weights, instead of the download.
+        arguments: passed to ``timm.create_model``.
+    """
+    base = name.split(".")[0]
+    if not timm.is_model(base):
+        close = difflib.get_close_matches(base, timm.list_models(), n=5)
+        raise UserError(f"model.name={name} is no timm model; close names: {', '.join(close) or 'none'}")
+    if weights is not None:
+        return _from_file(name, Path(weights).expanduser(), arguments)
+    try:
+        return _create(name, pretrained=pretrained, **arguments)
+    except Exception as error:
+        if not pretrained or isinstance(error, UserError):
+            raise
+        config = timm.get_pretrained_cfg(name)
+        source = (config and (config.hf_hub_id or config.url)) or "its publisher"
+        raise UserError(
+            f"model.pretrained=true: the weights of {name} could not be downloaded ({type(error).__name__}). Fetch "
+            f"them from {source} on a machine with internet, put model.safetensors here and set "
+            "model.weights=/path/to/model.safetensors"
+        ) from error
+
+
+def _create(name: str, **arguments: Any) -> nn.Module:
+    try:
+        return timm.create_model(name, **arguments)
+    except TypeError as error:
+        raise UserError(f"model.options do not fit {name}: {error}") from error
+
+
+def _from_file(name: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
+    """Loads through timm, which converts layouts and resizes position embeddings; refuses a file that fits nothing."""
+    if not path.is_file():
+        raise UserError(f"model.weights={path}: no such file")
+    if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
+        raise UserError(f"model.weights={path}: need a .safetensors or .pth file")
+    overlay = {"file": str(path), "hf_hub_id": None, "url": "", "custom_load": False}
+    fresh = _seeded(name, pretrained=False, **arguments)
+    try:
+        loaded = _seeded(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"model.weights={path} does not hold weights of {name}: {' '.join(lines)[:300]}") from error
+    untouched = [
+        key
+        for (key, value), start in zip(loaded.named_parameters(), fresh.parameters(), strict=True)
+        if value.dim() > 1 and torch.equal(value, start)
+    ]
+    if untouched:
+        raise UserError(
+            f"model.weights={path} has no weights for {len(untouched)} tensors of {name}, {untouched[0]} the first; "
+            "the file's names must be timm's"
+        )
+    return loaded
+
+
+def _seeded(name: str, **arguments: Any) -> nn.Module:
+    """Two calls start from the same random weights, so what differs after loading came from the file."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _create(name, **arguments)

@@ -1,0 +1,60 @@
+"""report.html: one self-contained page about a run, from the files in its folder."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, select_autoescape
+
+from robustfg.reporting.figures import accuracy_bars, gallery, training_curves
+from robustfg.reporting.table import checks_line, rows_of
+
+
+def write_page(folder: Path) -> Path:
+    """Writes ``robustness/report.html`` of a run's folder and returns its path. Needs no network to be read."""
+    robustness = folder / "robustness"
+    summary = json.loads((robustness / "summary.json").read_text())
+    environment = Environment(
+        loader=PackageLoader("robustfg.reporting", "."), autoescape=select_autoescape(default=True)
+    )
+    html = environment.get_template("page.html.jinja").render(
+        title=f"{summary['data']}, {summary['loss']}: robustness",
+        summary=summary,
+        rows=rows_of(summary),
+        interval=_interval,
+        checks_line=checks_line(summary["checks"]),
+        bars=accuracy_bars(summary),
+        curves=training_curves(folder / "metrics.csv"),
+        gallery=gallery(robustness / "gallery.npz", summary["classes"]),
+        origin=_origin(folder),
+    )
+    page = robustness / "report.html"
+    beside = page.with_suffix(".tmp")
+    beside.write_text(html, encoding="utf-8")
+    beside.replace(page)
+    return page
+
+
+def _interval(part: Mapping[str, Any]) -> str:
+    low, high = part["ci95"]
+    return f"{100 * low:.1f} to {100 * high:.1f} %"
+
+
+def _origin(folder: Path) -> list[tuple[str, str]]:
+    """Rows of provenance.json worth showing."""
+    path = folder / "provenance.json"
+    if not path.is_file():
+        return []
+    origin = json.loads(path.read_text())
+    return [
+        ("command", " ".join(origin["command"])),
+        ("time", origin["time"]),
+        ("robustfg", f"{origin['robustfg']}, commit {origin['commit'] or 'unknown'}"),
+        ("packages", ", ".join(f"{name} {version}" for name, version in origin["packages"].items())),
+        ("machine", f"{origin['machine']['platform']}, GPUs: {', '.join(origin['machine']['gpus']) or 'none'}"),
+        *(
+            (f"{name} split", f"{split['n']} samples, ids {split['ids_sha256'][:12]}…")
+            for name, split in origin["splits"].items()
+        ),
+    ]

@@ -1,0 +1,58 @@
+"""The evaluation's result as a table on the terminal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Name, settings, accuracy with interval and counts of everything evaluated, clean first, worst case last."""
+    entries = [("clean", "", summary["clean"])]
+    entries += [(name, settings(part), part) for name, part in summary["attacks"].items()]
+    entries += [("worst case", "per sample, all of the above", summary["worst_case"])]
+    return [(name, text, percent(part), f"{part['correct']} / {part['n']}") for name, text, part in entries]
+
+
+def settings(attack: Mapping[str, Any]) -> str:
+    """One line on an attack: norm, radius, steps, objective."""
+    restarts = f", {attack['restarts']} restarts" if attack["restarts"] > 1 else ""
+    steps = f"{attack['steps']} step{'s' if attack['steps'] > 1 else ''}"
+    return f"{attack['norm']} {attack['epsilon']}, {steps}{restarts}, {str(attack['objective']).replace('_', ' ')}"
+
+
+def percent(part: Mapping[str, Any]) -> str:
+    """Accuracy and 95 % interval in percent."""
+    low, high = part["ci95"]
+    return f"{100 * part['accuracy']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def print_summary(summary: Mapping[str, Any], page: Path, console: Console | None = None) -> None:
+    """Prints the table, the verdict with the checks behind it, and where the page lies."""
+    console = console or Console(width=100 if not Console().is_terminal else None)
+    table = Table(
+        title=f"{summary['data']}, {summary['loss']}: accuracy on the {summary['split']} split", title_justify="left"
+    )
+    for heading, justify in (
+        ("", "left"),
+        ("settings", "left"),
+        ("accuracy [95 % interval]", "right"),
+        ("correct", "right"),
+    ):
+        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    for row in rows_of(summary):
+        table.add_row(*row, style="bold" if row[0] in ("clean", "worst case") else None)
+    console.print(table)
+    console.print(f"Verdict: [bold]{summary['verdict']}[/bold]. {checks_line(summary['checks'])}")
+    console.print(f"Page: {page}", soft_wrap=True)
+
+
+def checks_line(checks: list[Mapping[str, Any]]) -> str:
+    """How many checks passed, and which did not."""
+    if not checks:
+        return "No checks were run."
+    passed = sum(check["status"] == "pass" for check in checks)
+    others = [f"{check['name']} {check['status']}" for check in checks if check["status"] != "pass"]
+    return f"{passed} of {len(checks)} checks passed" + (f"; {', '.join(others)}." if others else ".")

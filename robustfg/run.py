@@ -1,0 +1,115 @@
+"""The steps of the commands: fit, test, and the files they leave in a run's folder."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+from robustfg.checkpoint import Checkpoint
+from robustfg.classifier import Classifier
+from robustfg.config import from_yaml, to_yaml
+from robustfg.data.datamodule import DataModule
+from robustfg.errors import UserError
+from robustfg.evaluation import RobustnessEvaluation
+from robustfg.provenance import provenance
+from robustfg.reporting import print_summary, write_page
+
+IDENTITY = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed")
+"""Parts of the config that a continued run must share with what its folder holds."""
+
+
+def seed(value: int) -> None:
+    """Seeds Python, NumPy, torch and the loaders' processes; 0 counts."""
+    pl.seed_everything(value, workers=True, verbose=False)
+
+
+def refuse_another_runs_folder(config: Mapping[str, Any], folder: Path) -> None:
+    """A run name given twice must mean the same run."""
+    path = folder / "config.yaml"
+    if not (folder / "checkpoints" / "last.ckpt").exists() or not path.exists():
+        return
+    stored = from_yaml(path)
+    for part in IDENTITY:
+        if config[part] != stored.get(part):
+            raise UserError(
+                f"run_name={config['run_name']}: {folder} holds a run with another {part} (see its config.yaml); choose "
+                "another run_name or remove the folder"
+            )
+
+
+def write_origin(config: Mapping[str, Any], folder: Path, data: DataModule, command: list[str]) -> None:
+    """config.yaml, provenance.json and splits.json, on rank 0."""
+    if _rank() != 0:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_beside(folder / "config.yaml", to_yaml(config))
+    origin = provenance(seed=config["seed"], splits=data.describe(), command=command)
+    write_beside(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
+    ids = {name: positions.tolist() for name, positions in data.positions.items()}
+    write_beside(folder / "splits.json", json.dumps(ids) + "\n")
+
+
+def write_beside(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def fit(trainer: pl.Trainer, classifier: Classifier, data: DataModule, last: Path) -> None:
+    """Trains, from ``last`` where it exists. A SIGTERM ends the process with 143 once ``last`` is written."""
+    if last.exists():
+        Checkpoint.read(last, "run_name: the checkpoint to continue from")
+    try:
+        trainer.fit(classifier, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    except SIGTERMException:
+        raise SystemExit(143) from None
+
+
+def load_best(trainer: pl.Trainer, classifier: Classifier) -> None:
+    """Puts the best checkpoint's weights into the classifier, where one was kept."""
+    best = trainer.checkpoint_callback
+    if isinstance(best, ModelCheckpoint) and best.best_model_path:
+        Checkpoint.read(best.best_model_path).load_into(classifier)
+
+
+def best_score(trainer: pl.Trainer) -> float | None:
+    """Best value of the monitored metric."""
+    best = trainer.checkpoint_callback
+    score = best.best_model_score if isinstance(best, ModelCheckpoint) else None
+    return None if score is None else float(score)
+
+
+def test(
+    trainer: pl.Trainer, classifier: Classifier, data: DataModule, evaluation: RobustnessEvaluation, folder: Path
+) -> float:
+    """Runs the robustness evaluation, then shows it: table and page. Returns the worst-case accuracy."""
+    try:
+        (metrics,) = trainer.test(classifier, data, verbose=False)
+    except SIGTERMException:
+        raise SystemExit(143) from None
+    if trainer.is_global_zero:
+        summary = json.loads((evaluation.folder / "summary.json").read_text())
+        print_summary(summary, write_page(folder))
+    return metrics["test/robust_accuracy"]
+
+
+@contextmanager
+def dashboards_closed(config: Mapping[str, Any]) -> Iterator[None]:
+    """Ends the wandb run whatever happens, or the jobs of a multirun would merge."""
+    try:
+        yield
+    finally:
+        if "wandb" in (config["logger"] or {}):
+            import wandb
+
+            wandb.finish()
+
+
+def _rank() -> int:
+    return int(pl.utilities.rank_zero.rank_zero_only.rank)

@@ -1,0 +1,74 @@
+"""Learning-rate schedules: a factor for every moment of training, after an optional linear warm-up."""
+
+import math
+from abc import ABC, abstractmethod
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from robustfg.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(ABC):
+    """Multiplies the learning rate by ``schedule(epoch, max_epochs)``; epochs may be fractions.
+
+    Args:
+        warmup_epochs: the factor rises linearly from 0 over so many epochs.
+    """
+
+    warmup_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.warmup_epochs < 0:
+            raise UserError(f"scheduler.warmup_epochs must be >= 0, got {self.warmup_epochs}")
+
+    def __call__(self, epoch: float, max_epochs: float) -> float:
+        """The factor after ``epoch`` of ``max_epochs`` epochs."""
+        warm = min(1.0, epoch / self.warmup_epochs) if self.warmup_epochs else 1.0
+        return warm * self._factor(epoch, max_epochs)
+
+    @abstractmethod
+    def _factor(self, epoch: float, max_epochs: float) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant(Schedule):
+    """The learning rate stays as it is."""
+
+    def _factor(self, epoch: float, max_epochs: float) -> float:
+        return 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cosine(Schedule):
+    """Half a cosine from 1 to ``final`` (Loshchilov & Hutter 2017, without restarts), starting after the warm-up."""
+
+    final: float = 0.0
+
+    def _factor(self, epoch: float, max_epochs: float) -> float:
+        span = max(max_epochs - self.warmup_epochs, 1e-12)
+        progress = min(max((epoch - self.warmup_epochs) / span, 0.0), 1.0)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Schedule):
+    """Multiplies by ``gamma`` after every ``every`` epochs."""
+
+    every: float
+    gamma: float = 0.1
+
+    def _factor(self, epoch: float, max_epochs: float) -> float:
+        return float(self.gamma ** math.floor(epoch / self.every))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiStep(Schedule):
+    """Multiplies by ``gamma`` at each of the given epochs."""
+
+    milestones: Sequence[float]
+    gamma: float = 0.1
+
+    def _factor(self, epoch: float, max_epochs: float) -> float:
+        return float(self.gamma ** bisect_right(sorted(self.milestones), epoch))
