@@ -1,8 +1,9 @@
 """Where conf/ lies, the root schema, and build(): the only place that instantiates what a config names."""
 
+import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +79,12 @@ def register_schemas() -> None:
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The config as resolved plain containers."""
+    """The config as resolved plain containers. Refuses keys that the root schema does not know, ``+typo=1`` too."""
+    schema = OmegaConf.get_type(config)
+    known = {entry.name for entry in fields(schema)} if is_dataclass(schema) else set(config)
+    for key in sorted(set(map(str, config)) - known):
+        close = difflib.get_close_matches(key, known, n=3)
+        raise UserError(f"unknown option {key}" + (f"; did you mean {', '.join(close)}?" if close else ""))
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:

@@ -36,7 +36,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
     from robustfg import assemble, run
     from robustfg.checkpoint import Checkpoint
 
-    run.seed(config["seed"])
+    run.begin(config["seed"])
     if config["checkpoint"] is None:
         data = assemble.data_of(config)
         classifier = assemble.published_classifier_of(config, data.classes)

@@ -1,6 +1,8 @@
 """The steps of the commands: fit, test, and the files they leave in a run's folder."""
 
 import json
+import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
@@ -23,9 +26,12 @@ IDENTITY = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed
 """Parts of the config that a continued run must share with what its folder holds."""
 
 
-def seed(value: int) -> None:
-    """Seeds Python, NumPy, torch and the loaders' processes; 0 counts."""
-    pl.seed_everything(value, workers=True, verbose=False)
+def begin(seed: int) -> None:
+    """Seeds Python, NumPy, torch and the loaders' processes (0 counts), and silences what tells the user nothing."""
+    pl.seed_everything(seed, workers=True, verbose=False)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    for text in (".*LeafSpec.*", ".*does not have many workers.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", text)
 
 
 def refuse_another_runs_folder(config: Mapping[str, Any], folder: Path) -> None:
@@ -42,16 +48,16 @@ def refuse_another_runs_folder(config: Mapping[str, Any], folder: Path) -> None:
             )
 
 
+@rank_zero_only
 def write_origin(config: Mapping[str, Any], folder: Path, data: DataModule, command: list[str]) -> None:
-    """config.yaml, provenance.json and splits.json, on rank 0."""
-    if _rank() != 0:
-        return
+    """config.yaml, provenance.json and splits.json, once for all processes."""
     folder.mkdir(parents=True, exist_ok=True)
     write_beside(folder / "config.yaml", to_yaml(config))
     origin = provenance(seed=config["seed"], splits=data.describe(), command=command)
     write_beside(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     ids = {name: positions.tolist() for name, positions in data.positions.items()}
     write_beside(folder / "splits.json", json.dumps(ids) + "\n")
+    say(f"Run folder: {folder}")
 
 
 def write_beside(path: Path, text: str) -> None:
@@ -65,6 +71,7 @@ def fit(trainer: pl.Trainer, classifier: Classifier, data: DataModule, last: Pat
     """Trains, from ``last`` where it exists. A SIGTERM ends the process with 143 once ``last`` is written."""
     if last.exists():
         Checkpoint.read(last, "run_name: the checkpoint to continue from")
+        say(f"Continuing from {last}")
     try:
         trainer.fit(classifier, data, ckpt_path=last if last.exists() else None, weights_only=True)
     except SIGTERMException:
@@ -111,5 +118,7 @@ def dashboards_closed(config: Mapping[str, Any]) -> Iterator[None]:
             wandb.finish()
 
 
-def _rank() -> int:
-    return int(pl.utilities.rank_zero.rank_zero_only.rank)
+@rank_zero_only
+def say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    print(text, flush=True)

@@ -39,7 +39,7 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     from robustfg import assemble, run
     from robustfg.training.callbacks import SaveOnInterrupt
 
-    run.seed(config["seed"])
+    run.begin(config["seed"])
     run.refuse_another_runs_folder(config, folder)
     data = assemble.data_of(config)
     classifier = assemble.classifier_of(config, data.classes)

@@ -46,7 +46,7 @@ class GradientAttack(Attack):
             "epsilon": str(self.threat.epsilon),
             "steps": self.steps,
             "step_rule": type(self.step).__name__.lower(),
-            "step_size": str(self.step.size),
+            **{f"step_{option}": str(value) for option, value in vars(self.step).items()},
             "random_start": self.random_start,
             "last_iterate": self.last_iterate,
             "restarts": self.restarts,

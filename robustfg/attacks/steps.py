@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from robustfg.attacks.threat import Threat, step_length
@@ -51,6 +52,6 @@ class Momentum(StepRule):
     decay: float = 1.0
 
     def _direction(self, gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-        scale = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(1e-30)
+        scale = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         velocity = gradient / scale if memory is None else self.decay * memory + gradient / scale
         return velocity, velocity

@@ -5,10 +5,11 @@ Feature Space towards Gaussian Mixture for Visual Classification" (TPAMI 2023).
 """
 
 import math
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from robustfg.errors import UserError
 from robustfg.losses.base import Embedding, LossModule
@@ -16,14 +17,73 @@ from robustfg.losses.ramp import Ramp
 from robustfg.types import Output
 
 
+class _GaussianLogits(torch.autograd.Function):
+    """-1/2 ||x - mu_k||^2 by one matrix product; backward without temporaries of the size of the means."""
+
+    @staticmethod
+    def forward(ctx: Any, embedding: Tensor, means: Tensor) -> Tensor:
+        ctx.save_for_backward(embedding, means)
+        half_x, half_mu = (0.5 * torch.linalg.vector_norm(rows, dim=1).square() for rows in (embedding, means))
+        return torch.addmm(-half_mu, embedding, means.t()).sub_(half_x[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        embedding, means = ctx.saved_tensors
+        to_embedding = to_means = None
+        if ctx.needs_input_grad[0]:
+            to_embedding = (gradient @ means).addcmul_(embedding, gradient.sum(1, keepdim=True), value=-1)
+        if ctx.needs_input_grad[1]:
+            to_means = (gradient.t() @ embedding).addcmul_(means, gradient.sum(0)[:, None], value=-1)
+        return to_embedding, to_means
+
+
+class _MarginCrossEntropy(torch.autograd.Function):
+    """Mean cross-entropy after the true class's logit is multiplied by 1 + margin; keeps only the probabilities."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, label: Tensor, margin: float) -> Tensor:
+        scaled = logits.scatter(1, label[:, None], (1 + margin) * logits.gather(1, label[:, None]))
+        true = scaled.gather(1, label[:, None])
+        log_sum = scaled.logsumexp(1, keepdim=True)
+        ctx.save_for_backward(scaled.sub_(log_sum).exp_(), label)
+        ctx.margin = margin
+        return (log_sum - true).mean()
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        probability, label = ctx.saved_tensors
+        scale = gradient / len(label)
+        true = (probability.gather(1, label[:, None]) - 1) * (1 + ctx.margin)
+        return probability.scatter(1, label[:, None], true).mul_(scale), None, None
+
+
 def gaussian_logits(embedding: Tensor, means: Tensor) -> Tensor:
-    """-1/2 ||x - mu_k||^2 for every sample and class, ``(B, K)``, by one matrix product.
+    """-1/2 ||x - mu_k||^2 for every sample and class, ``(B, K)``.
 
     Over the classes these logits are those of a linear layer with weight ``mu_k`` and bias ``-1/2 ||mu_k||^2``, shifted
     by ``-1/2 ||x||^2``, a constant of the sample.
+
+    Args:
+        embedding: ``(B, D)``.
+        means: ``(K, D)``.
     """
-    shift = -0.5 * means.square().sum(1)
-    return torch.addmm(shift, embedding, means.t()) - 0.5 * embedding.square().sum(1, keepdim=True)
+    # Never in half precision: squared distances overflow it.
+    with torch.autocast(embedding.device.type, enabled=False):
+        logits: Tensor = _GaussianLogits.apply(embedding.to(means.dtype), means)  # type: ignore[no-untyped-call]
+    return logits
+
+
+def margin_cross_entropy(logits: Tensor, label: Tensor, margin: float) -> Tensor:
+    """The GM classification loss: mean cross-entropy with the true class's half distance multiplied by 1 + margin.
+
+    Args:
+        logits: ``(B, K)``, minus half squared distances.
+        label: ``(B,)``.
+        margin: alpha.
+    """
+    loss: Tensor = _MarginCrossEntropy.apply(logits, label, margin)  # type: ignore[no-untyped-call]
+    return loss
 
 
 class GaussianMixture(LossModule):
@@ -79,8 +139,7 @@ class GaussianMixture(LossModule):
 
     def loss(self, output: Output, label: Tensor) -> dict[str, Tensor]:
         true_logit = output.logits.gather(1, label[:, None])
-        logits = output.logits.scatter_add(1, label[:, None], self.margin.at(self.epoch) * true_logit)
-        classification = F.cross_entropy(logits, label)
+        classification = margin_cross_entropy(output.logits, label, self.margin.at(self.epoch))
         distances = output.logits if self.likelihood_over_all_classes else true_logit
         likelihood = -2 * self.likelihood_factor * distances.mean()
         total = classification + self.likelihood.at(self.epoch) * likelihood

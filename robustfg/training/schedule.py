@@ -59,6 +59,11 @@ class Step(Schedule):
     every: float
     gamma: float = 0.1
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.every <= 0:
+            raise UserError(f"scheduler.every must be > 0, got {self.every}")
+
     def _factor(self, epoch: float, max_epochs: float) -> float:
         return float(self.gamma ** math.floor(epoch / self.every))
 

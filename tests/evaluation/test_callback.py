@@ -1,0 +1,145 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from toy import SIZE, data_module, evaluate, suite
+
+from robustfg.attacks import Attack
+from robustfg.errors import UserError
+from robustfg.evaluation.records import CLEAN
+
+
+def naive_counts(model, attacks):
+    """One sample at a time, without any of the evaluation's code."""
+    samples, clean, under = data_module().samples("test"), 0, dict.fromkeys(attacks, 0)
+    everything = 0
+    for image, label, index in (samples[i] for i in range(len(samples))):
+        image, label, index = image[None], label[None], index[None]
+        right = bool(model(image).logits.argmax() == label)
+        withstood = {
+            name: right and bool(model(attack(model, image, label, index)).logits.argmax() == label)
+            for name, attack in attacks.items()
+        }
+        clean += right
+        everything += right and all(withstood.values())
+        for name, value in withstood.items():
+            under[name] += value
+    return clean, under, everything
+
+
+def test_counts_equal_a_naive_evaluation_one_sample_at_a_time(classifier, tmp_path):
+    summary = evaluate(classifier, tmp_path)
+    clean, under, everything = naive_counts(classifier, suite())
+    assert summary["n"] == 101
+    assert summary["clean"]["correct"] == clean
+    assert {name: part["correct"] for name, part in summary["attacks"].items()} == under
+    assert summary["worst_case"]["correct"] <= everything
+    assert everything - summary["worst_case"]["correct"] == summary["checks"][-2]["count"]  # the reference attack's
+    assert 0 < everything < clean
+
+
+def test_batch_size_changes_nothing(classifier, tmp_path):
+    tables = []
+    for size in (7, 101):
+        evaluate(classifier, tmp_path / str(size), data=data_module(batch_size=size))
+        tables.append(pq.read_table(tmp_path / str(size) / "robustness" / "records.parquet"))
+    for name in ("index", "attack", "restart", "prediction", "correct", "first_success", "forwards", "backwards"):
+        assert tables[0][name].to_pylist() == tables[1][name].to_pylist(), name
+    assert np.allclose(tables[0]["margin"], tables[1]["margin"], atol=1e-3)
+
+
+def test_every_sample_has_one_row_per_attack_and_restart(classifier, tmp_path):
+    evaluate(classifier, tmp_path, attacks=suite(restarts=2), checks=0)
+    table = pq.read_table(tmp_path / "robustness" / "records.parquet")
+    keys = list(zip(*(table[name].to_pylist() for name in ("attack", "restart", "index")), strict=True))
+    assert len(set(keys)) == len(keys) == 101 * 5
+    assert {key[:2] for key in keys} == {(CLEAN, 0), ("fgsm", 0), ("fgsm", 1), ("pgd", 0), ("pgd", 1)}
+
+
+def test_kept_perturbations_break_the_samples_they_belong_to(classifier, tmp_path):
+    evaluate(classifier, tmp_path, checks=0)
+    records = pq.read_table(tmp_path / "robustness" / "records.parquet").to_pylist()
+    right = {row["index"] for row in records if row["attack"] == CLEAN and row["correct"]}
+    broken = {row["index"] for row in records if not row["correct"]} & right
+    kept = pq.read_table(tmp_path / "robustness" / "perturbations").to_pylist()
+    assert {row["index"] for row in kept} == broken
+    samples = data_module().samples("test")
+    for row in kept:
+        delta = np.frombuffer(row["delta"], row["dtype"]).reshape(row["shape"])
+        delta = torch.tensor(delta / 255 if row["dtype"] == "int8" else delta, dtype=torch.float32)
+        sample = samples[row["index"]]
+        assert delta.shape == (3, SIZE, SIZE)
+        assert delta.abs().max() <= 8 / 255 + 1e-6
+        assert classifier((sample.image + delta).clamp(0, 1)[None]).logits.argmax() != sample.label
+
+
+def test_summary_is_the_documented_interface(classifier, tmp_path):
+    evaluate(classifier, tmp_path)
+    summary = json.loads((tmp_path / "robustness" / "summary.json").read_text())
+    assert summary["schema"] == 1
+    assert {"run", "data", "split", "n", "ids_sha256", "precision", "world_size", "clean", "attacks", "worst_case",
+            "checks", "verdict"} <= summary.keys()  # fmt: skip
+    assert {"norm", "epsilon", "steps", "restarts", "objective", "library", "correct", "n", "accuracy", "ci95",
+            "forwards", "backwards", "seconds"} <= summary["attacks"]["pgd"].keys()  # fmt: skip
+    assert summary["attacks"]["pgd"]["epsilon"] == "8/255"
+    assert all(check.keys() == {"name", "status", "count", "n", "detail"} for check in summary["checks"])
+
+
+class Dies(Exception):
+    pass
+
+
+def test_a_killed_evaluation_continues_and_ends_with_the_same_rows(classifier, tmp_path, monkeypatch):
+    evaluate(classifier, tmp_path / "whole", checks=8)
+    calls = {"attempts": 0}
+    real = Attack.__subclasses__()[0].attempts
+
+    def dying(self, *arguments, **keywords):
+        calls["attempts"] += 1
+        if calls["attempts"] == 6:
+            raise Dies
+        return real(self, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attack.__subclasses__()[0], "attempts", dying)
+        with pytest.raises(Dies):
+            evaluate(classifier, tmp_path / "killed", checks=8)
+    assert list((tmp_path / "killed" / "robustness").glob("unfinished-*"))
+    before = calls["attempts"]
+
+    def counting(self, *arguments, **keywords):
+        calls["attempts"] += 1
+        return real(self, *arguments, **keywords)
+
+    monkeypatch.setattr(Attack.__subclasses__()[0], "attempts", counting)
+    evaluate(classifier, tmp_path / "killed", checks=8)
+    resumed = calls["attempts"] - before
+    evaluate(classifier, tmp_path / "again", checks=8)
+    assert resumed < calls["attempts"] - before - resumed, "nothing done before the kill was done again"
+    first, second = (
+        pq.read_table(tmp_path / run / "robustness" / "records.parquet").drop(["seconds"])
+        for run in ("whole", "killed")
+    )
+    assert first.equals(second)
+    assert not list((tmp_path / "killed" / "robustness").glob("unfinished-*"))
+
+
+def test_caller_gets_the_model_back_as_it_was(classifier, tmp_path):
+    before = {name: value.clone() for name, value in classifier.state_dict().items()}
+    evaluate(classifier, tmp_path, checks=8)
+    assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in classifier.parameters())
+
+
+def test_half_precision_weights_are_refused(classifier, tmp_path):
+    with pytest.raises(UserError, match="trainer.precision"):
+        evaluate(classifier.bfloat16(), tmp_path)
+
+
+def test_an_empty_suite_is_refused(classifier, tmp_path):
+    from robustfg.evaluation import RobustnessEvaluation
+
+    with pytest.raises(UserError, match="attack is empty"):
+        RobustnessEvaluation(attacks={}, folder=tmp_path)

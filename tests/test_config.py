@@ -1,0 +1,212 @@
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from robustfg.config import CONF, build, plain, refuse_untrusted, register_schemas
+from robustfg.errors import UserError
+
+register_schemas()
+COMMANDS = ("train", "evaluate")
+OPTIONS = sorted(
+    (folder.name, path.stem) for folder in CONF.iterdir() if folder.is_dir() for path in folder.glob("*.yaml")
+)
+
+
+def composed(command, *overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(command, overrides=["run_name=r", *overrides])
+
+
+def nodes(node, path=""):
+    """Every node with a target, nested ones included."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, value in node.items():
+            yield from nodes(value, f"{path}.{key}" if path else key)
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from nodes(value, f"{path}.{position}")
+
+
+GIVEN = {  # what the program adds to a node
+    "loss": {"channels": 4, "num_classes": 3},
+    "evaluation": {"attacks": {}, "folder": "."},
+    "attack": {"name": "x"},
+    "logger": {"save_dir": "."},
+}
+
+
+def test_there_are_options_to_test():
+    assert len(OPTIONS) > 40
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_composes_and_binds_to_what_it_configures(group, option):
+    if group == "hydra":
+        return  # composed by every other test
+    config = plain(composed("evaluate" if option == "stored" else "train", f"{group}={option}"))
+    for path, node in nodes(config):
+        target = get_object(node["_target_"])
+        arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+        if path == "data":
+            arguments = {key: value for key, value in arguments.items() if key not in ("root", "download")}
+        top = path.split(".")[0]
+        if path in GIVEN or (top in ("attack", "logger") and path.count(".") == 1):
+            arguments = GIVEN[top] | arguments
+        if node.get("_partial_"):
+            inspect.signature(target).bind_partial(**arguments)
+        else:
+            inspect.signature(target).bind(**arguments)
+
+
+@pytest.mark.parametrize("group", sorted({group for group, _ in OPTIONS} - {"hydra", "experiment"}))
+def test_every_option_is_commented(group):
+    for path in (CONF / group).glob("*.yaml"):
+        assert path.read_text().startswith("# "), path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("typo", ["+typo=1", "typo=1", "trainer.typo=1", "loss=nope", "nope=gm"])
+def test_unknown_keys_and_options_are_refused(command, typo):
+    with pytest.raises((HydraException, OmegaConfBaseException, UserError)):
+        plain(composed(command, typo))
+
+
+def test_an_unknown_argument_of_a_component_is_told_with_its_option():
+    with pytest.raises(UserError, match=r"loss: .*unexpected keyword argument 'typo'"):
+        build({"_target_": "robustfg.losses.Softmax", "typo": 1}, "loss", channels=4, num_classes=3)
+
+
+def test_errors_of_nested_nodes_are_told_plainly():
+    config = plain(composed("train", "epsilon=-1/255"))
+    with pytest.raises(UserError, match="epsilon must be >= 0, got -1/255"):
+        build(config["attack"]["pgd"], "attack.pgd")
+
+
+def test_experiments_override_everything_but_the_command_line():
+    assert composed("train").trainer.max_epochs != 3
+    assert composed("train", "experiment=smoke").trainer.max_epochs == 3
+    assert composed("train", "experiment=smoke", "trainer.max_epochs=4").trainer.max_epochs == 4
+
+
+def test_seed_zero_counts():
+    assert plain(composed("train", "seed=0"))["seed"] == 0
+
+
+def test_one_epsilon_reaches_training_and_evaluation():
+    config = plain(composed("train", "training=adversarial", "epsilon=4/255"))
+    assert config["attack"]["pgd"]["threat"]["epsilon"] == "4/255"
+    assert config["training"]["attack"]["pgd7"]["threat"]["epsilon"] == "4/255"
+
+
+def test_the_training_attack_can_be_chosen():
+    config = plain(composed("train", "training=adversarial", "attack@training.attack=mim"))
+    assert list(config["training"]["attack"]) == ["mim"]
+
+
+def test_accv2020_has_the_eight_settings_of_the_paper():
+    suite = plain(composed("train", "attack=accv2020"))["attack"]
+    settings = {
+        name: (
+            a["threat"]["epsilon"],
+            a["steps"],
+            a["random_start"],
+            a["last_iterate"],
+            a["step"]["_target_"].split(".")[-1],
+            str(a["step"]["size"]),
+        )
+        for name, a in suite.items()
+    }
+    expected = {}
+    for eps, pgd_step in ((2, "1/255"), (8, "2/255")):
+        radius = f"{eps}/255"
+        expected[f"fgsm1_{eps}"] = (radius, 1, True, True, "Steepest", radius)
+        expected[f"bim10_{eps}"] = (radius, 10, False, True, "Steepest", "eps/10")
+        expected[f"pgd10_{eps}"] = (radius, 10, True, True, "Steepest", pgd_step)
+        expected[f"mim10_{eps}"] = (radius, 10, False, True, "Momentum", "eps/10")
+    assert settings == expected
+
+
+@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "robustfg.config.build", "torch.load", "subprocess.Popen",
+                                    "robustfg.attacks.base.torch.load", "torchvision.transforms.v2.Lambda",
+                                    "robustfg.evaluation.records.sqlite3.connect"])  # fmt: skip
+def test_a_stored_config_may_not_name_foreign_code(target):
+    with pytest.raises(UserError, match="not robustfg's|does not exist"):
+        refuse_untrusted({"model": {"deep": [{"_target_": target}]}})
+
+
+def test_a_stored_config_of_ours_is_trusted_and_others_on_request(tmp_path, monkeypatch):
+    for option in ("birds", "digits", "folder", "cifar10"):
+        refuse_untrusted(plain(composed("train", f"data={option}", "training=adversarial"))["data"])
+    (tmp_path / "theirs.py").write_text("class Loss: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"theirs.Loss.*trust="):
+        refuse_untrusted({"_target_": "theirs.Loss"})
+    assert "theirs" not in sys.modules  # refused before it was imported
+    refuse_untrusted({"_target_": "theirs.Loss"}, ("theirs",))
+
+
+HEAVY = {"torch", "pytorch_lightning", "timm", "torchvision", "sklearn", "scipy", "matplotlib", "pyarrow", "wandb"}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("flag", [["--help"], ["--cfg", "job"]])
+def test_help_and_cfg_import_nothing_heavy(command, flag):
+    code = (
+        "import sys, atexit, runpy\n"
+        f"atexit.register(lambda: print('HEAVY', sorted(set(sys.modules) & {HEAVY!r}), len(sys.modules)))\n"
+        f"sys.argv = ['robustfg-{command}', *{flag!r}]\n"
+        f"runpy.run_module('robustfg.{command}', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "epsilon" in done.stdout
+    heavy, count = done.stdout.rsplit("HEAVY ", 1)[1].strip().rsplit(" ", 1)
+    assert heavy == "[]"
+    assert int(count) < 700
+
+
+def test_a_users_own_options_come_through_config_dir(tmp_path):
+    (tmp_path / "loss").mkdir()
+    (tmp_path / "loss" / "mine.yaml").write_text("_target_: robustfg.losses.Softmax\nlabel_smoothing: 0.3\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "robustfg.train", "--config-dir", str(tmp_path), "loss=mine", "--cfg", "job"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert OmegaConf.create(done.stdout).loss.label_smoothing == 0.3
+
+
+def test_an_unknown_option_is_told_with_the_known_ones_and_no_traceback():
+    done = subprocess.run(
+        [sys.executable, "-m", "robustfg.train", "loss=nope"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Could not find 'loss/nope'" in done.stderr
+    assert "softmax" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_multirun_with_ddp_is_refused_with_the_ways_out(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "robustfg.train", "-m", "seed=0,1", "trainer=ddp", "trainer.devices=2",
+         f"output={tmp_path}"], capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "trainer=ddp_spawn" in done.stderr
+    assert "launcher" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_import_layers_hold():
+    linter = Path(sys.executable).parent / "lint-imports"
+    done = subprocess.run([linter], capture_output=True, text=True, check=False, cwd=CONF.parent)
+    assert done.returncode == 0, done.stdout
