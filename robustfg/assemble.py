@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from robustfg.attacks import Attack
 from robustfg.classifier import Classifier
@@ -74,25 +74,27 @@ def attacks_of(config: Config) -> dict[str, Attack]:
     return {name: build(node, f"attack.{name}") for name, node in _named(config["attack"]).items()}
 
 
-def evaluation_of(config: Config, folder: Path, *, validate: bool) -> RobustnessEvaluation:
-    """The evaluation callback, with the look during validation where it is wanted."""
-    node = dict(config["evaluation"])
-    look = node.pop("validation", None)
+def evaluation_of(config: Config, folder: Path) -> RobustnessEvaluation:
+    """The robustness evaluation of ``trainer.test``."""
+    node = {key: value for key, value in config["evaluation"].items() if key != "validation"}
     make = build(node | {"_partial_": True}, "evaluation")
+    names = {"model": config["model"].get("name"), "loss": "own head", **config["names"]}
     about = {
         "run": config["run_name"],
-        "data": _name(config["data"]),
-        "loss": _name(config["loss"] or {}),
+        **{key: names[key] for key in ("data", "model", "loss")},
         "seed": config["seed"],
     }
-    evaluation = make(
-        attacks=attacks_of(config),
-        folder=folder,
-        about=about,
-        validation=build(look, "evaluation.validation") if validate and look else None,
-    )
+    evaluation = make(attacks=attacks_of(config), folder=folder, about=about)
     assert isinstance(evaluation, RobustnessEvaluation)
     return evaluation
+
+
+def validation_of(config: Config) -> list[pl.Callback]:
+    """The look at robustness during training, where it chooses the checkpoint."""
+    if config["monitor"] != "val/robust_accuracy":
+        return []
+    make = build(config["evaluation"]["validation"] | {"_partial_": True}, "evaluation.validation")
+    return [make(attacks=attacks_of(config))]
 
 
 def callbacks_of(config: Config) -> list[pl.Callback]:
@@ -122,9 +124,3 @@ def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback], logge
 def _named(suite: Mapping[str, Any]) -> dict[str, Any]:
     """Every attack's node with its name, which separates its random numbers from the others'."""
     return {name: {"name": name, **node} for name, node in suite.items()}
-
-
-def _name(node: Mapping[str, Any]) -> str:
-    """What a data or loss node is called: the last part of its innermost target."""
-    target = node["source"]["_target_"] if "source" in node else node.get("_target_", "the network's own head")
-    return str(target).rsplit(".", 1)[-1].lower()

@@ -37,7 +37,7 @@ class Checkpoint:
             reason = "it holds more than plain data and could run code" if zipfile.is_zipfile(path) else "it is damaged"
             raise UserError(f"{option}={path} is refused: {reason}") from error
         except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-            raise UserError(f"{option}={path} is damaged or truncated: {str(error).splitlines()[0]}") from error
+            raise UserError(f"{option}={path} is damaged or truncated ({type(error).__name__})") from error
         ours = content.get("robustfg") if isinstance(content, dict) else None
         if not isinstance(ours, dict) or not {"config", "classes"} <= ours.keys() or "state_dict" not in content:
             raise UserError(f"{option}={path} was not written by robustfg.train")

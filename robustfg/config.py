@@ -93,6 +93,12 @@ def plain(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
+def chosen(*groups: str) -> dict[str, str]:
+    """Names of the options chosen in some groups, such as ``{"loss": "gm"}``."""
+    choices = HydraConfig.get().runtime.choices
+    return {group: str(choices[group]) for group in groups if group in choices}
+
+
 def to_yaml(config: Mapping[str, Any]) -> str:
     """Plain containers as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))

@@ -8,7 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from robustfg.config import CONF, plain, refuse_untrusted, register_schemas, told_plainly
+from robustfg.config import CONF, chosen, plain, refuse_untrusted, register_schemas, told_plainly
 from robustfg.errors import UserError
 
 register_schemas()
@@ -18,7 +18,8 @@ register_schemas()
 def main(composed: DictConfig) -> float:
     """Composes the config and evaluates."""
     with told_plainly():
-        return evaluate(plain(composed), Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
+        config = plain(composed) | {"names": chosen("data")}
+        return evaluate(config, Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
 
 
 def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
@@ -47,7 +48,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
         checkpoint.expect_classes(data.classes)
         classifier = assemble.classifier_of(config, checkpoint.classes)
         checkpoint.load_into(classifier)
-    evaluation = assemble.evaluation_of(config, folder, validate=False)
+    evaluation = assemble.evaluation_of(config, folder)
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, [evaluation], assemble.loggers_of(config, folder))
         run.write_origin(config, folder, data, command)
@@ -62,10 +63,9 @@ def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
     """
     refuse_untrusted({part: stored[part] for part in ("data", "model", "loss", "training", "optimizer", "scheduler")},
                      tuple(config["trust"]))  # fmt: skip
-    if config["model"].get("name") not in (None, stored["model"]["name"]):
-        raise UserError(
-            f"model.name={config['model']['name']}, but checkpoint={config['checkpoint']} holds {stored['model']['name']}"
-        )
+    name, stored_name = config["model"].get("name"), stored["model"]["name"]
+    if name not in (None, stored_name):
+        raise UserError(f"model.name={name}, but checkpoint={config['checkpoint']} holds {stored_name}")
     if "_target_" in (config["loss"] or {}):
         raise UserError("loss cannot be chosen for a checkpoint, which has its own; leave it out")
     data = config["data"]
@@ -73,7 +73,8 @@ def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
         data = merged(stored["data"], data)
     # The file's own weights follow; none are fetched first.
     model = stored["model"] | {"pretrained": False, "weights": None}
-    return stored | config | {"data": data, "model": model, "loss": stored["loss"]}
+    names = stored["names"] | ({} if data is not config["data"] else config["names"])
+    return stored | config | {"data": data, "model": model, "loss": stored["loss"], "names": names}
 
 
 def merged(stored: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:

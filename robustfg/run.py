@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
@@ -25,12 +25,22 @@ from robustfg.reporting import print_summary, write_page
 IDENTITY = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed")
 """Parts of the config that a continued run must share with what its folder holds."""
 
+UNHELPFUL = (
+    ".*LeafSpec.*",
+    ".*does not have many workers.*",
+    ".*smaller than the logging interval.*",
+    ".*Checkpoint directory .* exists and is not empty.*",
+    ".*It is recommended to use `self.log.*sync_dist.*",  # what is logged is already summed over all processes
+)
+"""Warnings of libraries on which the user cannot act."""
+
 
 def begin(seed: int) -> None:
     """Seeds Python, NumPy, torch and the loaders' processes (0 counts), and silences what tells the user nothing."""
     pl.seed_everything(seed, workers=True, verbose=False)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
-    for text in (".*LeafSpec.*", ".*does not have many workers.*", ".*smaller than the logging interval.*"):
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for text in UNHELPFUL:
         warnings.filterwarnings("ignore", text)
 
 
@@ -43,8 +53,8 @@ def refuse_another_runs_folder(config: Mapping[str, Any], folder: Path) -> None:
     for part in IDENTITY:
         if config[part] != stored.get(part):
             raise UserError(
-                f"run_name={config['run_name']}: {folder} holds a run with another {part} (see its config.yaml); choose "
-                "another run_name or remove the folder"
+                f"run_name={config['run_name']}: {folder} holds a run with another {part} (see its config.yaml); "
+                "choose another run_name or remove the folder"
             )
 
 

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from robustfg.config import CONF, plain, register_schemas, told_plainly
+from robustfg.config import CONF, chosen, plain, register_schemas, told_plainly
 from robustfg.errors import UserError
 
 register_schemas()
@@ -19,7 +19,7 @@ register_schemas()
 def main(composed: DictConfig) -> float | None:
     """Checks the composed config and trains."""
     with told_plainly():
-        config = plain(composed)
+        config = plain(composed) | {"names": chosen("data", "loss", "model", "training")}
         refuse_sweep_with_ddp(config)
         return train(config, Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
 
@@ -43,9 +43,9 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     run.refuse_another_runs_folder(config, folder)
     data = assemble.data_of(config)
     classifier = assemble.classifier_of(config, data.classes)
-    evaluation = assemble.evaluation_of(config, folder, validate=config["monitor"] == "val/robust_accuracy")
+    evaluation = assemble.evaluation_of(config, folder)
     last = folder / "checkpoints" / "last.ckpt"
-    callbacks = [evaluation, *assemble.callbacks_of(config), SaveOnInterrupt(last)]
+    callbacks = [evaluation, *assemble.validation_of(config), *assemble.callbacks_of(config), SaveOnInterrupt(last)]
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
         run.write_origin(config, folder, data, command)

@@ -14,7 +14,7 @@ class Batch(NamedTuple):
     """``(B, 3, H, W)`` float32 in [0, 1]; normalisation happens inside the model, so epsilon is in pixels."""
     label: Tensor
     """``(B,)`` int64."""
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     """``(B,)`` int64, the sample's stable id: it keys random numbers and the record of evidence."""
 
 

@@ -40,6 +40,7 @@ def nodes(node, path=""):
 GIVEN = {  # what the program adds to a node
     "loss": {"channels": 4, "num_classes": 3},
     "evaluation": {"attacks": {}, "folder": "."},
+    "evaluation.validation": {"attacks": {}},
     "attack": {"name": "x"},
     "logger": {"save_dir": "."},
 }
@@ -57,11 +58,13 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
     for path, node in nodes(config):
         target = get_object(node["_target_"])
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+        if path == "evaluation":
+            arguments.pop("validation")
         if path == "data":
             arguments = {key: value for key, value in arguments.items() if key not in ("root", "download")}
         top = path.split(".")[0]
         if path in GIVEN or (top in ("attack", "logger") and path.count(".") == 1):
-            arguments = GIVEN[top] | arguments
+            arguments = GIVEN.get(path, GIVEN[top]) | arguments
         if node.get("_partial_"):
             inspect.signature(target).bind_partial(**arguments)
         else:
@@ -136,9 +139,19 @@ def test_accv2020_has_the_eight_settings_of_the_paper():
     assert settings == expected
 
 
-@pytest.mark.parametrize("target", ["os.system", "builtins.eval", "robustfg.config.build", "torch.load", "subprocess.Popen",
-                                    "robustfg.attacks.base.torch.load", "torchvision.transforms.v2.Lambda",
-                                    "robustfg.evaluation.records.sqlite3.connect"])  # fmt: skip
+FOREIGN = (
+    "os.system",
+    "builtins.eval",
+    "subprocess.Popen",
+    "torch.load",
+    "torchvision.transforms.v2.Lambda",
+    "robustfg.config.build",
+    "robustfg.attacks.base.torch.load",
+    "robustfg.evaluation.records.sqlite3.connect",
+)
+
+
+@pytest.mark.parametrize("target", FOREIGN)
 def test_a_stored_config_may_not_name_foreign_code(target):
     with pytest.raises(UserError, match="not robustfg's|does not exist"):
         refuse_untrusted({"model": {"deep": [{"_target_": target}]}})

@@ -43,7 +43,9 @@ class Steepest(StepRule):
 
 @dataclass(frozen=True, kw_only=True)
 class Momentum(StepRule):
-    """Steepest ascent along a running sum of gradients, each divided by its mean absolute value (MIM, Dong et al. 2018).
+    """Steepest ascent along a running sum of gradients, each divided by its mean absolute value.
+
+    This is MIM (Dong et al. 2018).
 
     Args:
         decay: share of the sum that is kept; 1.0 in the paper.

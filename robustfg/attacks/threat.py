@@ -41,7 +41,7 @@ def flat_norm(tensor: Tensor) -> Tensor:
 
     In float64: a float32 sum over 3x448x448 values is wrong by 5e-6, and squares of gradients below 1e-23 vanish.
     """
-    norm = torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=torch.float64)
+    norm: Tensor = torch.linalg.vector_norm(tensor.flatten(1), dim=1, dtype=torch.float64)
     return norm.view(-1, *[1] * (tensor.dim() - 1))
 
 
@@ -86,7 +86,7 @@ class Threat(ABC):
         """Raises AssertionError if any image left the ball (float64, slack 1e-6) or the box."""
         size = self.size(adversarial.double() - clean.double())
         assert (size <= self.radius + 1e-6).all(), f"perturbation of {self.norm} size {size.max()} > {self.epsilon}"
-        assert (adversarial >= 0).all() and (adversarial <= 1).all(), "adversarial image outside [0, 1]"
+        assert ((adversarial >= 0) & (adversarial <= 1)).all(), "adversarial image outside [0, 1]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,4 +130,4 @@ class L2(Threat):
         return (direction / flat_norm(direction) * distance).view_as(clean).to(clean)
 
     def size(self, perturbation: Tensor) -> Tensor:
-        return perturbation.double().flatten(1).norm(dim=1)
+        return flat_norm(perturbation).flatten()

@@ -174,7 +174,16 @@ class Birds:
     """Drawn birds, a pure function of the options: the same images on every machine.
 
     A genus fixes posture and colours; its species differ in the look of one or two parts, which ``deciding_parts``
-    names for every class. Pose, light, clutter and occlusion vary the more the higher ``difficulty`` is.
+    names for every class.
+
+    Args:
+        num_genera: up to 45.
+        species_per_genus: up to 16.
+        image_size: height and width in pixels, at least 24; the scenes do not depend on it.
+        difficulty: from 0, clear portraits, to 1; pose, scale, place, light, clutter and occlusion vary with it.
+        train: number of training images.
+        test: number of test images.
+        seed: another seed gives other scenes of the same species.
     """
 
     def __init__(

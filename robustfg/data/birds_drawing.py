@@ -114,7 +114,7 @@ def compose(dice: Dice, difficulty: float) -> Scene:
         behind.append(_scattered(dice, _LEAF, LEAVES, length=0.1))
 
     tilt = dice.between(-0.7, 0.7) * difficulty
-    scale = dice.between(0.62, 0.68) * (1 - dice.between(0, 0.4) * difficulty)
+    scale = dice.between(0.58, 0.64) * (1 - dice.between(0, 0.4) * difficulty)
     mirror = dice.choice((-1.0, 1.0))
     pose = scale * np.array([[mirror * np.cos(tilt), mirror * np.sin(tilt)], [-np.sin(tilt), np.cos(tilt)]])
     place = np.array([0.5 + dice.between(-0.2, 0.2) * difficulty, 0.52 + dice.between(-0.16, 0.16) * difficulty])

@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
 
-from robustfg.data.sampler import ExactDistributedSampler
+from robustfg.data.sampler import EpochSampler, ExactDistributedSampler
 from robustfg.data.samples import FitSquare, Samples, Transform
 from robustfg.data.source import Source, Split
 from robustfg.data.splits import Positions, balanced_subset, fingerprint, stratified
@@ -34,7 +34,7 @@ class DataModule(pl.LightningDataModule):
         cache: decode every image once and keep it in memory.
         num_workers: loader processes; None for none where images are cached and one per core, at most 8, elsewhere.
         max_test_samples: evaluate on a fixed, class-balanced subset of the test split.
-        seed: orders the training samples.
+        seed: orders and augments the training samples, together with the epoch.
 
     Attributes:
         evaluated: the split that ``trainer.test`` reads.
@@ -58,9 +58,14 @@ class DataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        for option, value in {"batch_size": batch_size, "image_size": image_size}.items():
-            if value < 1:
+        at_least_one = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "image_size": image_size}
+        for option, value in (at_least_one | {"max_test_samples": max_test_samples}).items():
+            if value is not None and value < 1:
                 raise UserError(f"data.{option} must be >= 1, got {value}")
+        if num_workers is not None and num_workers < 0:
+            raise UserError(f"data.num_workers must be >= 0, got {num_workers}")
+        if not 0 < crop_ratio <= 1:
+            raise UserError(f"data.crop_ratio must be in (0, 1], got {crop_ratio}")
         if not 0 < val_fraction < 1:
             raise UserError(f"data.val_fraction must be in (0, 1), got {val_fraction}")
         self.source, self.image_size, self.cache, self.seed = source, image_size, cache, seed
@@ -96,7 +101,10 @@ class DataModule(pl.LightningDataModule):
         """The samples of ``"train"`` (augmented), ``"val"`` or ``"test"``; decoded once where ``cache`` is set."""
         if split not in self._samples:
             transform = self.augmented if split == "train" else self.fit_square
-            self._samples[split] = Samples(self._split_of(split), self.positions[split], transform, cache=self.cache)
+            seed = self.seed if split == "train" else None
+            self._samples[split] = Samples(
+                self._split_of(split), self.positions[split], transform, cache=self.cache, seed=seed
+            )
         return self._samples[split]
 
     def train_dataloader(self) -> DataLoader[Batch]:
@@ -104,7 +112,7 @@ class DataModule(pl.LightningDataModule):
         if len(samples) == 0:
             raise UserError("data: the training split is empty; lower data.source.test_fraction")
         world, rank = self._world()
-        sampler = DistributedSampler(samples, num_replicas=world, rank=rank, shuffle=True, seed=self.seed)
+        sampler = EpochSampler(samples, num_replicas=world, rank=rank, shuffle=True, seed=self.seed)
         return self._loader(samples, sampler, self.batch_size, drop_last=len(samples) >= world * self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch]:

@@ -29,8 +29,10 @@ class FileSplit:
         path = self.root / self.keys[position]
         try:
             with Image.open(path) as image:
-                return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                if image.mode[0] in "IF":  # Pillow would clip these to white
+                    raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
+                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+        except Exception as error:  # decoders raise all sorts of things on damaged files
             raise UserError(f"cannot read the image {path} ({error}); replace or remove it") from error
 
 
@@ -54,6 +56,8 @@ class Folder:
         if not 0 < test_fraction <= 1:
             raise UserError(f"data.test_fraction must be in (0, 1], got {test_fraction}")
         given = {name: folder / name for name in ("train", "val", "test") if (folder / name).is_dir()}
+        if given and "train" not in given:
+            raise UserError(f"data.root={folder} has {' and '.join(given)} but no train folder; expected {TREE}")
         self.genera = None
         self.val: FileSplit | None = None
         if "train" in given and len(given) > 1:
@@ -71,19 +75,24 @@ class Folder:
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
-    names = tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    names = tuple(_subfolders(folder))
     if len(names) < 2:
         raise UserError(f"{folder} holds {len(names)} class folders, need at least two; expected {TREE}")
     return names
 
 
+def _subfolders(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
 def _files(root: Path, folder: Path, classes: tuple[str, ...]) -> FileSplit:
-    unknown = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name not in classes)
+    unknown = [name for name in _subfolders(folder) if name not in classes]
     if unknown:
         raise UserError(f"{folder} has the class {unknown[0]!r}, which {root / 'train'} has not")
     paths, labels = [], []
     for label, name in enumerate(classes):
-        found = sorted(path for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
+        tree = (path.relative_to(folder) for path in (folder / name).rglob("*") if path.suffix.lower() in SUFFIXES)
+        found = sorted(folder / path for path in tree if not any(part.startswith(".") for part in path.parts))
         if not found:
             raise UserError(f"{folder / name} holds no image ({', '.join(sorted(SUFFIXES))})")
         paths += [path.relative_to(root).as_posix() for path in found]

@@ -1,4 +1,4 @@
-"""The exact sampler: every sample once, on any number of processes."""
+"""Samplers: exact for evaluation, reproducible for training."""
 
 from collections.abc import Iterator, Sized
 
@@ -23,3 +23,14 @@ class ExactDistributedSampler(DistributedSampler[int]):
 
     def __len__(self) -> int:
         return len(self.positions)
+
+
+class EpochSampler(DistributedSampler[int]):
+    """Shuffles anew every epoch, as a function of seed and epoch, and says in each item which epoch it belongs to.
+
+    Items are ``epoch * len(dataset) + position``, so that loader processes, which live longer than an epoch, know it.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        assert isinstance(self.dataset, Sized)
+        return (self.epoch * len(self.dataset) + position for position in super().__iter__())

@@ -23,10 +23,14 @@ class Samples(Dataset[Batch]):
         positions: which of its samples, by id.
         transform: maps a uint8 image ``(3, H, W)`` to one of the final size.
         cache: decode everything now and keep it in memory.
+        seed: with epoch and id it fixes the transform's random numbers, whatever process runs it; None where the
+            transform has none.
     """
 
-    def __init__(self, split: Split, positions: Positions, transform: Transform, *, cache: bool) -> None:
-        self.split, self.positions, self.transform = split, positions, transform
+    def __init__(
+        self, split: Split, positions: Positions, transform: Transform, *, cache: bool, seed: int | None = None
+    ) -> None:
+        self.split, self.positions, self.transform, self.seed = split, positions, transform, seed
         self.labels = torch.from_numpy(np.asarray(split.labels)[positions])
         self.decoded = [split.image(int(position)) for position in positions] if cache else None
 
@@ -34,10 +38,19 @@ class Samples(Dataset[Batch]):
         return len(self.positions)
 
     def __getitem__(self, item: int) -> Batch:
+        """One sample; ``item`` counts on from epoch to epoch, see ``EpochSampler``."""
+        epoch, item = divmod(item, len(self))
         position = int(self.positions[item])
         pixels = self.split.image(position) if self.decoded is None else self.decoded[item]
-        image = self.transform(torch.from_numpy(pixels).permute(2, 0, 1))
+        image = self._transformed(torch.from_numpy(pixels).permute(2, 0, 1), epoch, position)
         return Batch(image.contiguous().float().div_(255), self.labels[item], torch.tensor(position))
+
+    def _transformed(self, image: Tensor, epoch: int, position: int) -> Tensor:
+        if self.seed is None:
+            return self.transform(image)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed((self.seed * 1_000_003 + epoch) * 16_777_213 + position)
+            return self.transform(image)
 
 
 class FitSquare:

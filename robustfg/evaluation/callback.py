@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torchmetrics import Metric
 
 from robustfg import __version__
 from robustfg.attacks import Attack
@@ -27,18 +27,16 @@ from robustfg.evaluation.checks.probes import (
 )
 from robustfg.evaluation.fingerprint import fingerprint, weights_sha256
 from robustfg.evaluation.gather import gathered, total
-from robustfg.evaluation.measure import exact_arithmetic, measure_attack, measure_clean
+from robustfg.evaluation.measure import Classify, exact_arithmetic, measure_attack, measure_clean
 from robustfg.evaluation.progress import AttackProgress
 from robustfg.evaluation.records import CLEAN, Perturbation, RecordStore, column, table_of, write_table
 from robustfg.types import Batch
 
 
-@dataclass(frozen=True)
-class ValidationAttack:
-    """A cheap look at robustness during training."""
+class Evaluated(Classify, Protocol):
+    """What the callback needs of the LightningModule: its outputs and the test loop's own count."""
 
-    every_n_epochs: int = 1
-    samples: int = 128
+    test_accuracy: Metric
 
 
 class RobustnessEvaluation(pl.Callback):
@@ -52,8 +50,6 @@ class RobustnessEvaluation(pl.Callback):
         perturbations: keep the worst perturbation of every broken sample.
         gallery: number of broken samples whose images are kept for the page.
         checks: number of samples on which the evaluation itself is checked; 0 for none.
-        validation: attack a part of the validation split with the last attack of the suite during training and log
-            ``val/robust_accuracy``; None for not.
 
     Attributes:
         summary: content of ``summary.json`` on rank 0 after the test; None before and elsewhere.
@@ -69,19 +65,15 @@ class RobustnessEvaluation(pl.Callback):
         perturbations: bool = True,
         gallery: int = 8,
         checks: int = 64,
-        validation: ValidationAttack | None = None,
     ) -> None:
         if not attacks:
             raise UserError("attack is empty; choose a suite such as attack=quick")
         self.attacks, self.folder, self.about = dict(attacks), Path(folder) / "robustness", dict(about or {})
         self.split, self.perturbations, self.gallery, self.checks = split, perturbations, gallery, checks
-        self.validation = validation
         self.summary: dict[str, Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         _data(trainer).evaluated = self.split
-
-    # --- test ---------------------------------------------------------------------------------------------------
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = _data(trainer)
@@ -94,8 +86,8 @@ class RobustnessEvaluation(pl.Callback):
         self.probe = Probe.on(probed.tolist(), self.attacks.values() if self.checks else ())
         self.ids = data.describe()[self.split]["ids_sha256"]
         weights = weights_sha256(pl_module)
-        described = {CLEAN: {}, FINITE_DIFFERENCE: {}, DETERMINISM: {}} | {
-            name: attack.describe() for name, attack in (self.attacks | self.probe.attacks).items()
+        described: dict[str, Mapping[str, object]] = {CLEAN: {}, FINITE_DIFFERENCE: {}, DETERMINISM: {}} | {
+            name: attack.describe() for name, attack in (self.attacks | dict(self.probe.attacks)).items()
         }
         prints = {name: fingerprint(weights, str(self.ids), name, text) for name, text in described.items()}
         self.store = RecordStore(self.folder, trainer.global_rank, prints)
@@ -111,14 +103,15 @@ class RobustnessEvaluation(pl.Callback):
     ) -> None:  # fmt: skip
         with exact_arithmetic():
             batch = Batch(*(tensor.clone() for tensor in batch))  # the loop's tensors come from inference mode
-            clean = measure_clean(pl_module, batch)
+            model = cast(Evaluated, pl_module)
+            clean = measure_clean(model, batch)
             right = torch.tensor([row["correct"] for row in clean], device=batch.label.device)
             self._add(clean)
-            self._note_probabilities(pl_module, batch)
+            self._note_probabilities(model, batch)
             for attack in self.attacks.values():
                 with self.progress.attacking(attack, pl_module, batch_idx):
-                    self._attack(pl_module, attack, batch, right, keep=self.perturbations)
-            self._check(pl_module, batch, right)
+                    self._attack(model, attack, batch, right, keep=self.perturbations)
+            self._check(model, batch, right)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.progress.stop()
@@ -126,7 +119,7 @@ class RobustnessEvaluation(pl.Callback):
         rows = [row for part in gathered(self.store.own_rows(world)) for row in part]
         table = table_of(rows)
         _require_complete(table, data.positions[self.split], self.attacks)
-        facts = self._facts(trainer, pl_module)
+        facts = self._facts(trainer, cast(Evaluated, pl_module))
         summary = self._summary(table, facts, trainer)
         if self.perturbations:
             self.store.write_perturbations(self.folder / "perturbations", world)
@@ -146,7 +139,7 @@ class RobustnessEvaluation(pl.Callback):
         if hasattr(self, "progress"):
             self.progress.stop()
 
-    def _attack(self, model: pl.LightningModule, attack: Attack, batch: Batch, right: Tensor, *, keep: bool) -> None:
+    def _attack(self, model: Evaluated, attack: Attack, batch: Batch, right: Tensor, *, keep: bool) -> None:
         """Attacks the samples of a batch that an interrupted evaluation has not done."""
         todo = torch.tensor(
             [(attack.name, i) not in self.store.done for i in batch.index.tolist()], device=right.device
@@ -159,7 +152,7 @@ class RobustnessEvaluation(pl.Callback):
     def _add(self, rows: list[dict[str, Any]]) -> None:
         self.store.add([row for row in rows if (row["attack"], row["index"]) not in self.store.done], [])
 
-    def _check(self, model: pl.LightningModule, batch: Batch, right: Tensor) -> None:
+    def _check(self, model: Evaluated, batch: Batch, right: Tensor) -> None:
         probed = torch.tensor([i in self.probe.samples for i in batch.index.tolist()], device=right.device)
         if not bool(probed.any()):
             return
@@ -172,20 +165,19 @@ class RobustnessEvaluation(pl.Callback):
             self._attack(model, attack, part, right[probed], keep=False)
 
     @torch.no_grad()
-    def _note_probabilities(self, model: pl.LightningModule, batch: Batch) -> None:
+    def _note_probabilities(self, model: Evaluated, batch: Batch) -> None:
         logits = model(batch.image).logits
         sums = logits.sum(1)
         self.probabilities += int(((logits >= 0).all(1) & ((sums - 1).abs() < 1e-4)).sum())
 
-    def _facts(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> Facts:
-        metric = pl_module.test_accuracy
-        counted = round(float(metric.compute()) * len(_data(trainer).positions[self.split]))
+    def _facts(self, trainer: pl.Trainer, model: Evaluated) -> Facts:
+        counted = round(float(model.test_accuracy.compute()) * len(_data(trainer).positions[self.split]))
         train_mode, probabilities = total([self.train_mode, self.probabilities])
         same_precision = str(trainer.precision) == "32-true"
         return Facts(int(train_mode), int(probabilities), counted if same_precision else None)
 
     def _summary(self, table: Any, facts: Facts, trainer: pl.Trainer) -> dict[str, Any]:
-        checks = judge(table, self.attacks | self.probe.attacks, facts) if self.checks else []
+        checks = judge(table, self.attacks | dict(self.probe.attacks), facts) if self.checks else []
         library = f"robustfg {__version__}"
         described = {name: {**attack.describe(), "library": library} for name, attack in self.attacks.items()}
         return {
@@ -224,40 +216,6 @@ class RobustnessEvaluation(pl.Callback):
                 clean=np.stack([samples[where[p.index]].image.numpy() for p in first]),
                 delta=np.stack(delta).astype(np.float32),
             )
-
-    # --- validation ---------------------------------------------------------------------------------------------
-
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._val_counts = [0, 0]
-        look = self.validation
-        self._val_samples: set[int] = set()
-        if look is not None and (trainer.current_epoch + 1) % look.every_n_epochs == 0:
-            data = _data(trainer)
-            chosen = balanced_subset(np.asarray(data.samples("val").labels), look.samples)
-            self._val_samples = set(data.positions["val"][chosen].tolist())
-
-    def on_validation_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        chosen = torch.tensor([i in self._val_samples for i in batch.index.tolist()], device=batch.index.device)
-        if not bool(chosen.any()):
-            return
-        attack = list(self.attacks.values())[-1]
-        with exact_arithmetic():
-            image, label, index = (tensor[chosen].clone() for tensor in batch)
-            adversarial = attack(pl_module, image, label, index)
-            with torch.no_grad():
-                right = (pl_module(image).logits.argmax(1) == label) & (
-                    pl_module(adversarial).logits.argmax(1) == label
-                )
-        self._val_counts[0] += int(right.sum())
-        self._val_counts[1] += len(label)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        correct, n = total(self._val_counts)
-        if n:
-            pl_module.log("val/robust_accuracy", correct / n, prog_bar=True, rank_zero_only=False)
 
 
 def _data(trainer: pl.Trainer) -> DataModule:

@@ -50,7 +50,7 @@ class _MarginCrossEntropy(torch.autograd.Function):
         return (log_sum - true).mean()
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         probability, label = ctx.saved_tensors
         scale = gradient / len(label)
@@ -70,7 +70,7 @@ def gaussian_logits(embedding: Tensor, means: Tensor) -> Tensor:
     """
     # Never in half precision: squared distances overflow it.
     with torch.autocast(embedding.device.type, enabled=False):
-        logits: Tensor = _GaussianLogits.apply(embedding.to(means.dtype), means)  # type: ignore[no-untyped-call]
+        logits: Tensor = _GaussianLogits.apply(embedding.to(means.dtype), means)
     return logits
 
 
@@ -82,7 +82,7 @@ def margin_cross_entropy(logits: Tensor, label: Tensor, margin: float) -> Tensor
         label: ``(B,)``.
         margin: alpha.
     """
-    loss: Tensor = _MarginCrossEntropy.apply(logits, label, margin)  # type: ignore[no-untyped-call]
+    loss: Tensor = _MarginCrossEntropy.apply(logits, label, margin)
     return loss
 
 

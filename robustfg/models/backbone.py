@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustfg.errors import UserError
 from robustfg.models.stride import keep_map_large
-from robustfg.models.weights import create
+from robustfg.models.weights import check_name, create
 
 SMALL_IMAGE = 128  # below this side, strides and patches are fitted to the image
 SMALLEST_MAP = 4  # positions a side that a small image keeps
@@ -52,6 +52,7 @@ class Backbone(nn.Module):
         num_classes: int | None = 0,
     ) -> None:
         super().__init__()
+        check_name(name)
         side = resize or image_size
         small = fit_small_images and side < SMALL_IMAGE
         arguments = dict(options or {}) | _token_arguments(name, side, small)
@@ -95,7 +96,7 @@ class Backbone(nn.Module):
         training = self.network.training
         try:
             return self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1:]
-        except (RuntimeError, AssertionError, IndexError) as error:
+        except (RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
             raise UserError(
                 f"model.name={name} cannot take {image_size}-px images ({error}); set data.image_size to its own size "
                 "or model.resize to enlarge them inside the network"

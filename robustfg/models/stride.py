@@ -10,24 +10,31 @@ def keep_map_large(network: nn.Module, image_size: int, smallest_map: int) -> No
     """Halves strides, first layers first, until ``network`` maps a square image to ``smallest_map`` positions a side.
 
     All layers that shrink the same resolution change together, so a residual branch and its shortcut stay alike. On a
-    ResNet and 32-px images this gives the usual CIFAR variant: no stride in the stem, no max-pool. A network that
-    cannot run with lower strides is left as far as it got.
+    ResNet and 32-px images this gives the usual CIFAR variant: no stride in the stem, no max-pool. Pools whose windows
+    tile go on tiling. A network that cannot run with lower strides is left as far as it got.
     """
-    while (layers := _first_strided(network, image_size)) is not None:
-        side, strided = layers
-        if side >= smallest_map or not strided:
-            return
-        before = [layer.stride for layer in strided]
+    side, strided = _first_strided(network, image_size)
+    while side < smallest_map and strided:
+        before = [(layer.stride, layer.kernel_size) for layer in strided]
         for layer in strided:
-            layer.stride = tuple(max(1, s // 2) for s in _pair(layer.stride))
-        if _first_strided(network, image_size) is None:
-            for layer, stride in zip(strided, before, strict=True):
-                layer.stride = stride
+            _lower(layer)
+        new_side, remaining = _first_strided(network, image_size)
+        if new_side < side:
+            for layer, (stride, kernel) in zip(strided, before, strict=True):
+                layer.stride, layer.kernel_size = stride, kernel
             return
+        side, strided = new_side, remaining
 
 
-def _first_strided(network: nn.Module, image_size: int) -> tuple[int, list[nn.Module]] | None:
-    """Side of the final map, and the layers that shrink the largest resolution; None if the network fails."""
+def _lower(layer: nn.Module) -> None:
+    lowered = tuple(max(1, s // 2) for s in _pair(layer.stride))
+    if not isinstance(layer, nn.Conv2d) and _pair(layer.kernel_size) == _pair(layer.stride):
+        layer.kernel_size = lowered
+    layer.stride = lowered
+
+
+def _first_strided(network: nn.Module, image_size: int) -> tuple[int, list[nn.Module]]:
+    """Side of the final map, 0 if the network fails, and the layers that shrink the largest resolution."""
     seen: list[tuple[int, nn.Module]] = []
 
     def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
@@ -38,9 +45,9 @@ def _first_strided(network: nn.Module, image_size: int) -> tuple[int, list[nn.Mo
     hooks = [layer.register_forward_pre_hook(note) for layer in network.modules() if isinstance(layer, STRIDED)]
     try:
         with torch.no_grad():
-            side = network.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).shape[-1]
+            side = network.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).shape[2]
     except RuntimeError:
-        return None
+        side = 0  # too small an image, for one
     finally:
         network.train(training)
         for hook in hooks:

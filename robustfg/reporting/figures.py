@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 INK, ACCENT, SOFT, BAD = "#1d2433", "#1f5fa8", "#8b95a7", "#a8321f"
@@ -55,6 +56,7 @@ def training_curves(metrics: Path) -> str | None:
             marker = "o" if len(epochs) == 1 else None
             axes.plot(epochs, np.array(values) * scale, label=name, marker=marker, linewidth=1.4)
         axes.set(xlabel="epoch", ylabel=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.spines[["top", "right"]].set_visible(False)
         if series:
             axes.legend(frameon=False, fontsize=8)

@@ -87,7 +87,7 @@ def test_summary_is_the_documented_interface(classifier, tmp_path):
     assert all(check.keys() == {"name", "status", "count", "n", "detail"} for check in summary["checks"])
 
 
-class Dies(Exception):
+class KilledError(Exception):
     pass
 
 
@@ -99,12 +99,12 @@ def test_a_killed_evaluation_continues_and_ends_with_the_same_rows(classifier, t
     def dying(self, *arguments, **keywords):
         calls["attempts"] += 1
         if calls["attempts"] == 6:
-            raise Dies
+            raise KilledError
         return real(self, *arguments, **keywords)
 
     with monkeypatch.context() as patch:
         patch.setattr(Attack.__subclasses__()[0], "attempts", dying)
-        with pytest.raises(Dies):
+        with pytest.raises(KilledError):
             evaluate(classifier, tmp_path / "killed", checks=8)
     assert list((tmp_path / "killed" / "robustness").glob("unfinished-*"))
     before = calls["attempts"]

@@ -40,7 +40,9 @@ def test_logits_equal_the_authors():
 @pytest.mark.parametrize(("alpha", "weight"), SETTINGS)
 @pytest.mark.parametrize(("release", "over_all"), [("cifar", False), ("mnist", True)])
 def test_released_variants_equal_the_authors_values_and_gradients(release, over_all, alpha, weight):
-    golden = {key.split("/", 2)[2]: GOLDEN[key] for key in GOLDEN.files if key.startswith(f"{release}/a{alpha}_l{weight}/")}
+    golden = {
+        key.split("/", 2)[2]: GOLDEN[key] for key in GOLDEN.files if key.startswith(f"{release}/a{alpha}_l{weight}/")
+    }
     features = torch.from_numpy(GOLDEN["features"]).requires_grad_()
     module = mixture(
         torch.from_numpy(GOLDEN["means"]),

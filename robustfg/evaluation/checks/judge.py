@@ -1,8 +1,7 @@
 """From rows and facts to checks, and from checks to the verdict."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -10,7 +9,7 @@ import pyarrow as pa
 from robustfg.attacks import Attack
 from robustfg.evaluation.aggregation import correct_per_sample
 from robustfg.evaluation.checks.base import Check, Status
-from robustfg.evaluation.checks.probes import DETERMINISM, FINITE_DIFFERENCE, REFERENCE, UNBOUNDED
+from robustfg.evaluation.checks.probes import DETERMINISM, FINITE_DIFFERENCE, PREFIX, REFERENCE, UNBOUNDED
 from robustfg.evaluation.records import CLEAN, column
 from robustfg.evaluation.statistics import exceeds
 
@@ -65,7 +64,7 @@ def verdict(checks: Iterable[Check]) -> str:
     return "verified" if set(statuses.values()) == {"pass"} else "upper bound, unverified"
 
 
-def _status(name: str, count: int, n: int, detail: str, fails: Any) -> Check:
+def _status(name: str, count: int, n: int, detail: str, fails: Callable[[int], bool]) -> Check:
     return Check(name, "fail" if fails(count) else "pass", count, n, detail)
 
 
@@ -122,32 +121,29 @@ def _dead_gradient(table: pa.Table) -> Check:
 def _saturation(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
     margin = column(_chosen(table, [CLEAN]), "margin")
     count, n = int((margin > SATURATED).sum()), len(margin)
-    objectives = {
-        getattr(attack, "objective", None) and attack.objective.name
-        for name, attack in attacks.items()
-        if not name.startswith("check:")
-    }  # type: ignore[attr-defined]
-    only = objectives == {"cross_entropy"}
-    return _status(
-        "saturation",
-        count,
-        n,
-        f"logit gaps under {SATURATED:g}, or an objective other than cross-entropy",
-        lambda c: only and exceeds(c, n, TOLERATED),
-    )
+    only = {attack.describe().get("objective") for attack in _suite(attacks).values()} == {"cross_entropy"}
+    detail = f"logit gaps under {SATURATED:g}, or an objective other than cross-entropy"
+    return _status("saturation", count, n, detail, lambda c: only and exceeds(c, n, TOLERATED))
+
+
+def _suite(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
+    return {name: attack for name, attack in attacks.items() if not name.startswith(PREFIX)}
 
 
 def _one_step(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
     """Samples that a one-step attack breaks and longer attacks of at least its radius do not."""
-    suite = {name: attack for name, attack in attacks.items() if not name.startswith("check:")}
-    single = {name: attack for name, attack in suite.items() if getattr(attack, "steps", 0) == 1}
+    suite = _suite(attacks)
+    steps = {name: attack.describe().get("steps") for name, attack in suite.items()}
     detail, count, n = "no sample falls to one step and withstands many", 0, 0
-    for name, attack in single.items():
+    for name, attack in suite.items():
         longer = [
-            other for other, rival in suite.items()
-            if rival.threat.norm == attack.threat.norm and rival.threat.radius >= attack.threat.radius and getattr(rival, "steps", 0) > 1
-        ]  # fmt: skip
-        if longer:
+            other
+            for other, rival in suite.items()
+            if rival.threat.norm == attack.threat.norm
+            and rival.threat.radius >= attack.threat.radius
+            and steps[other] != 1
+        ]
+        if steps[name] == 1 and longer:
             n = _size(table)
             count += int((~correct_per_sample(table, [name]) & correct_per_sample(table, longer)).sum())
     if not n:
@@ -163,7 +159,6 @@ def _reference(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
         return Check("reference", "inconclusive", 0, 0, "no reference attack was run")
     samples = np.unique(column(probe, "index"))
     rows = table.filter(np.isin(column(table, "index"), samples))
-    suite = [CLEAN, *(name for name in attacks if not name.startswith("check:"))]
-    count = int((correct_per_sample(rows, suite) & ~correct_per_sample(rows, names)).sum())
+    count = int((correct_per_sample(rows, [CLEAN, *_suite(attacks)]) & ~correct_per_sample(rows, names)).sum())
     detail = "longer attacks of ours break nothing that withstood the suite"
     return _status("reference", count, len(samples), detail, lambda c: exceeds(c, len(samples), TOLERATED))

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustfg.attacks import Attack, CrossEntropy, GradientAttack, Linf, Margin, Steepest, Threat
+from robustfg.attacks import Attack, CrossEntropy, GradientAttack, Linf, Steepest, Threat
 from robustfg.attacks.freeze import attackable
 from robustfg.evaluation.measure import Classify
 from robustfg.types import Batch, decision_margin
@@ -37,7 +38,7 @@ def finite_difference(model: Classify, batch: Batch, step: float = 0.01) -> Tens
             decision_margin(model((image.detach() + sign * move).clamp(0, 1)).logits.double(), batch.label)
             for sign in (1, -1)
         )
-    ratio = (ahead - behind) / (2 * step * length)
+    ratio: Tensor = (ahead - behind) / (2 * step * length)
     return (ratio > 0.5) & (ratio < 2)
 
 
@@ -45,15 +46,13 @@ def finite_difference(model: Classify, batch: Batch, step: float = 0.01) -> Tens
 def deterministic(model: Classify, batch: Batch, repeats: int = 3) -> Tensor:
     """Whether repeated forwards agree to 1e-4 of the logits' length, ``(B,)``."""
     logits = torch.stack([model(batch.image).logits.double() for _ in range(repeats)])
-    spread = (logits - logits[0]).norm(dim=2).amax(0)
-    return spread <= 1e-4 * logits[0].norm(dim=1).clamp_min(1e-12)
+    spread: Tensor = (logits - logits[0]).norm(dim=2).amax(0)
+    return spread <= (1e-4 * logits[0].norm(dim=1)).clamp_min(1e-12)
 
 
 def unbounded_attack() -> Attack:
     """PGD at epsilon 0.5 from the clean image: nothing can withstand it, so a survivor betrays a masked gradient."""
-    return GradientAttack(
-        name=UNBOUNDED, threat=Linf(epsilon=0.5), step=Steepest(size="eps/10"), steps=20, objective=Margin()
-    )
+    return GradientAttack(name=UNBOUNDED, threat=Linf(epsilon=0.5), step=Steepest(size="eps/10"), steps=20)
 
 
 def reference_attacks(threats: Iterable[Threat]) -> list[Attack]:
@@ -62,14 +61,18 @@ def reference_attacks(threats: Iterable[Threat]) -> list[Attack]:
     for threat in threats:
         if threat.radius >= largest.get(type(threat), threat).radius:
             largest[type(threat)] = threat
+    long: dict[str, Any] = {"step": Steepest(size="eps/10"), "steps": 100}
+    short: dict[str, Any] = {
+        "step": Steepest(size="eps/4"),
+        "steps": 40,
+        "objective": CrossEntropy(),
+        "random_start": True,
+    }
     return [
-        GradientAttack(
-            name=f"{REFERENCE}{threat.norm}_{objective.name}", threat=threat, step=Steepest(size=size), steps=steps,
-            objective=objective, random_start=random_start,
-        )
+        GradientAttack(name=f"{REFERENCE}{threat.norm}_{which}", threat=threat, **settings)
         for threat in largest.values()
-        for objective, size, steps, random_start in ((Margin(), "eps/10", 100, False), (CrossEntropy(), "eps/4", 40, True))
-    ]  # fmt: skip
+        for which, settings in (("margin", long), ("cross_entropy", short))
+    ]
 
 
 @dataclass(frozen=True)

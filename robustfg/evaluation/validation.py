@@ -1,0 +1,59 @@
+"""A cheap look at robustness during training, exact on any number of processes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+
+from robustfg.attacks import Attack
+from robustfg.data.datamodule import DataModule
+from robustfg.data.splits import balanced_subset
+from robustfg.evaluation.gather import total
+from robustfg.evaluation.measure import exact_arithmetic
+from robustfg.types import Batch
+
+
+class ValidationRobustness(pl.Callback):
+    """Attacks a part of the validation split and logs ``val/robust_accuracy``, which may choose the checkpoint.
+
+    Args:
+        attacks: the suite; its last attack is used.
+        every_n_epochs: how often.
+        samples: size of the part, which is fixed and class-balanced.
+    """
+
+    def __init__(self, *, attacks: Mapping[str, Attack], every_n_epochs: int = 1, samples: int = 128) -> None:
+        self.attack = list(attacks.values())[-1]
+        self.every_n_epochs, self.samples = every_n_epochs, samples
+        self.chosen: set[int] = set()
+        self.correct = self.n = 0
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.chosen, self.correct, self.n = set(), 0, 0
+        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            assert isinstance(data, DataModule)
+            subset = balanced_subset(np.asarray(data.samples("val").labels), self.samples)
+            self.chosen = set(data.positions["val"][subset].tolist())
+
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        chosen = torch.tensor([i in self.chosen for i in batch.index.tolist()], device=batch.index.device)
+        if not bool(chosen.any()):
+            return
+        with exact_arithmetic():
+            image, label, index = (tensor[chosen].clone() for tensor in batch)
+            adversarial = self.attack(pl_module, image, label, index)
+            with torch.no_grad():
+                clean, attacked = (pl_module(x).logits.argmax(1) == label for x in (image, adversarial))
+        self.correct += int((clean & attacked).sum())
+        self.n += len(label)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        correct, n = total([self.correct, self.n])
+        if n:
+            pl_module.log("val/robust_accuracy", correct / n, prog_bar=True, rank_zero_only=False)

@@ -1,0 +1,35 @@
+"""Running the commands: as real processes, or in this one where only their outcome matters."""
+
+import os
+import subprocess
+import sys
+
+from hydra import compose, initialize_config_dir
+
+from robustfg.config import CONF, plain, register_schemas
+
+register_schemas()
+NAMES = {"data": "digits", "model": "tiny", "loss": "gm", "training": "standard"}
+QUIET = "trainer.enable_progress_bar=false"
+
+
+def start(command, *overrides, cwd=None, **environment):
+    return subprocess.Popen(
+        [sys.executable, "-m", f"robustfg.{command}", *map(str, overrides), QUIET],
+        cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def finished(process):
+    process.output, process.errors = process.communicate(timeout=300)
+    return process
+
+
+def run(command, *overrides, **options):
+    return finished(start(command, *overrides, **options))
+
+
+def config_of(command, *overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose(command, overrides=["run_name=r", QUIET, *map(str, overrides)])
+    return plain(composed) | {"names": NAMES}

@@ -1,0 +1,71 @@
+import os
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from robustfg.checkpoint import Checkpoint
+from robustfg.errors import UserError
+
+
+def write(path, **changes):
+    content = {
+        "state_dict": nn.Linear(2, 3).state_dict(),
+        "robustfg": {"config": {"seed": 0}, "classes": ["a", "b", "c"]},
+    }
+    torch.save(content | changes, path)
+    return path
+
+
+def test_what_was_written_is_read(tmp_path):
+    checkpoint = Checkpoint.read(write(tmp_path / "c.ckpt"))
+    module = nn.Linear(2, 3)
+    checkpoint.load_into(module)
+    assert checkpoint.classes == ("a", "b", "c")
+    assert torch.equal(module.weight, checkpoint.state["weight"])
+
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ("touch stolen",)
+
+
+def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "c.ckpt", extra=Evil())
+    with pytest.raises(UserError, match=r"c.ckpt is refused: it holds more than plain data"):
+        Checkpoint.read("c.ckpt")
+    (tmp_path / "old.ckpt").write_bytes(pickle.dumps(Evil()))
+    with pytest.raises(UserError, match="old.ckpt is refused"):
+        Checkpoint.read("old.ckpt")
+    assert not (tmp_path / "stolen").exists()
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200, 0.5, 0.99])
+def test_truncated_checkpoints_are_refused(tmp_path, keep):
+    path = write(tmp_path / "c.ckpt")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    with pytest.raises(UserError, match=r"checkpoint=.*c.ckpt is (damaged|refused)"):
+        Checkpoint.read(path)
+
+
+def test_missing_and_foreign_files_are_refused(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        Checkpoint.read(tmp_path / "none.ckpt")
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(UserError, match="was not written by robustfg.train"):
+        Checkpoint.read(tmp_path / "foreign.ckpt")
+
+
+@pytest.mark.parametrize("module", [nn.Linear(2, 4), nn.Linear(2, 3, bias=False), nn.Sequential(nn.Linear(2, 3))])
+def test_another_architecture_is_refused(tmp_path, module):
+    with pytest.raises(UserError, match="belongs to another architecture"):
+        Checkpoint.read(write(tmp_path / "c.ckpt")).load_into(module)
+
+
+@pytest.mark.parametrize(("classes", "detail"), [(("a", "b"), "2 classes"), (("a", "x", "c"), "'b' against 'x'")])
+def test_other_classes_are_refused(tmp_path, classes, detail):
+    with pytest.raises(UserError, match=detail):
+        Checkpoint.read(write(tmp_path / "c.ckpt")).expect_classes(classes)

@@ -1,0 +1,240 @@
+import json
+import shutil
+import signal
+import subprocess
+import time
+from html.parser import HTMLParser
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from commands import config_of, finished, run, start
+
+from robustfg.checkpoint import Checkpoint
+from robustfg.train import train
+
+pytestmark = pytest.mark.process
+shares_a_run = pytest.mark.xdist_group("trained run")
+SAME = ("index", "label", "attack", "restart", "prediction", "correct", "first_success", "forwards", "backwards")
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory):
+    return tmp_path_factory.mktemp("outputs")
+
+
+@pytest.fixture(scope="module")
+def trained(outputs):
+    done = run("train", "experiment=smoke", "loss=gm", "run_name=a", f"output={outputs}")
+    assert done.returncode == 0, done.errors
+    done.folder = outputs / "digits-gm" / "a"
+    return done
+
+
+def records(folder):
+    return pq.read_table(folder / "robustness" / "records.parquet")
+
+
+def counts(folder):
+    summary = json.loads((folder / "robustness" / "summary.json").read_text())
+    parts = {"clean": summary["clean"], **summary["attacks"], "worst": summary["worst_case"]}
+    return {name: (part["correct"], part["n"]) for name, part in parts.items()}
+
+
+@shares_a_run
+def test_training_leaves_the_documented_files_and_prints_the_table(trained):
+    expected = ["config.yaml", ".hydra/overrides.yaml", "provenance.json", "splits.json", "metrics.csv",
+                "checkpoints/best.ckpt", "checkpoints/last.ckpt", "robustness/records.parquet",
+                "robustness/summary.json", "robustness/report.html", "robustness/perturbations"]  # fmt: skip
+    assert [name for name in expected if not (trained.folder / name).exists()] == []
+    assert not list(trained.folder.rglob("unfinished-*")) + list(trained.folder.rglob("*.tmp"))
+    assert "worst case" in trained.output
+    assert "Verdict: upper bound, unverified" in trained.output
+    summary = json.loads((trained.folder / "robustness" / "summary.json").read_text())
+    assert (summary["run"], summary["data"], summary["loss"], summary["n"]) == ("a", "digits", "gm", 61)
+    splits = json.loads((trained.folder / "splits.json").read_text())
+    assert not set(splits["train"]) & set(splits["val"])
+    header = (trained.folder / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert {"step", "epoch", "train/loss", "train/likelihood", "val/accuracy", "val/loss", "test/robust_accuracy"} <= {
+        *header
+    }
+
+
+@shares_a_run
+def test_checkpoints_hold_plain_containers_only(trained):
+    content = torch.load(trained.folder / "checkpoints" / "best.ckpt", weights_only=True)
+    json.dumps(content["robustfg"])
+    assert Checkpoint.read(trained.folder / "checkpoints" / "last.ckpt").classes == tuple("0123456789")
+
+
+@shares_a_run
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["data.eval_batch_size=61"],
+        ["data.eval_batch_size=7", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"],
+    ],
+    ids=["one process", "two gloo processes"],
+)
+def test_evaluation_gives_the_numbers_of_training_on_any_number_of_processes(trained, outputs, options, request):
+    name = request.node.callspec.id.replace(" ", "-")
+    checkpoint = trained.folder / "checkpoints" / "best.ckpt"
+    done = run(
+        "evaluate", f"checkpoint={checkpoint}", f"run_name={name}", f"output={outputs}", "evaluation.checks=8", *options
+    )
+    assert done.returncode == 0, done.errors
+    folder = outputs / "evaluations" / name
+    assert counts(folder) == counts(trained.folder)
+    ours, theirs = records(folder), records(trained.folder)
+    for column in SAME:
+        assert ours[column].to_pylist() == theirs[column].to_pylist(), column
+    summary = json.loads((folder / "robustness" / "summary.json").read_text())
+    assert summary["world_size"] == (2 if "two" in name else 1)
+    assert {check["name"]: check["status"] for check in summary["checks"]}["same_clean"] == "pass"
+
+
+class Links(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("src", "href")]
+
+
+@shares_a_run
+def test_page_needs_no_network(trained):
+    links = Links()
+    links.feed((trained.folder / "robustness" / "report.html").read_text())
+    assert len(links.found) == 3  # bars, curves, gallery
+    assert all(link.startswith("data:image/") for link in links.found)
+
+
+@shares_a_run
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+def test_page_is_rendered_by_a_browser(trained, tmp_path):
+    page = trained.folder / "robustness" / "report.html"
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+    dom = subprocess.run(
+        ["chromium", *flags, f"--user-data-dir={tmp_path}", "--dump-dom", f"file://{page}"],
+        capture_output=True, text=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+    assert "worst case" in dom
+    for correct, n in counts(trained.folder).values():
+        assert f"{correct} / {n}" in dom
+
+
+@shares_a_run
+def test_a_finished_run_given_again_is_only_evaluated(trained, outputs):
+    before = (trained.folder / "checkpoints" / "last.ckpt").read_bytes()
+    rows = records(trained.folder).drop(["seconds"])
+    done = run("train", "experiment=smoke", "loss=gm", "run_name=a", f"output={outputs}")
+    assert done.returncode == 0, done.errors
+    assert "Continuing from" in done.output
+    assert records(trained.folder).drop(["seconds"]).equals(rows)
+    assert torch.load(trained.folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
+    assert before
+
+
+@shares_a_run
+def test_a_run_name_is_not_shared_by_two_runs(trained, outputs):
+    done = run("train", "experiment=smoke", "loss=gm", "loss.margin=0.7", "run_name=a", f"output={outputs}")
+    assert done.returncode == 1
+    assert done.errors.strip().splitlines()[-1].startswith("robustfg: run_name=a: ")
+    assert "Traceback" not in done.errors
+
+
+def waited_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.05)
+
+
+LONG = ("experiment=smoke", "loss=softmax", "test=false", "trainer.max_epochs=4")
+
+
+def weights(folder):
+    return Checkpoint.read(folder / "checkpoints" / "last.ckpt").state
+
+
+def test_a_killed_training_continues_to_the_same_weights(tmp_path):
+    assert run("train", *LONG, "run_name=whole", f"output={tmp_path}").returncode == 0
+    process = start("train", *LONG, "run_name=killed", f"output={tmp_path}")
+    waited_for(tmp_path / "digits-softmax" / "killed" / "checkpoints" / "last.ckpt", process)
+    process.send_signal(signal.SIGKILL)
+    finished(process)
+    assert process.returncode == -signal.SIGKILL
+    done = run("train", *LONG, "run_name=killed", f"output={tmp_path}")
+    assert done.returncode == 0, done.errors
+    assert "Continuing from" in done.output
+    whole, killed = (weights(tmp_path / "digits-softmax" / name) for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+    metrics = [(tmp_path / "digits-softmax" / name / "metrics.csv").read_text() for name in ("whole", "killed")]
+    assert metrics[0] == metrics[1]
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+def test_an_interrupted_training_leaves_a_checkpoint_that_can_be_continued(tmp_path, number, code):
+    process = start("train", *LONG, "trainer.max_epochs=500", "run_name=i", f"output={tmp_path}")
+    folder = tmp_path / "digits-softmax" / "i"
+    waited_for(folder / "checkpoints" / "last.ckpt", process)
+    process.send_signal(number)
+    finished(process)
+    assert process.returncode == code, process.errors
+    step = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
+    assert step > 0
+    done = run("train", *LONG, "trainer.max_epochs=2", "run_name=i", f"output={tmp_path}")
+    assert done.returncode == 0, done.errors
+
+
+def test_two_processes_train_adversarially_and_evaluate(tmp_path):
+    done = run(
+        "train", "experiment=smoke", "training=adversarial", "monitor=val/robust_accuracy", "run_name=ddp",
+        f"output={tmp_path}", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=1",
+        "trainer.limit_train_batches=3", "evaluation.checks=4",
+    )  # fmt: skip
+    assert done.returncode == 0, done.errors
+    folder = tmp_path / "digits-softmax" / "ddp"
+    table = records(folder)
+    clean = [
+        i for i, name in zip(table["index"].to_pylist(), table["attack"].to_pylist(), strict=True) if name == "clean"
+    ]
+    assert len(clean) == len(set(clean)) == 61
+    assert "val/robust_accuracy" in (folder / "metrics.csv").read_text()
+
+
+def test_a_sweep_runs_every_job_and_survives_a_bad_one(tmp_path):
+    done = run("train", "-m", "experiment=smoke", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "test=false",
+               "loss.label_smoothing=0.1,2,0.2", "run_name=s", f"output={tmp_path}")  # fmt: skip
+    assert done.returncode == 1
+    assert "loss.label_smoothing must be in [0, 1), got 2" in done.errors
+    assert "Traceback" not in done.errors
+    finished_jobs = sorted(path.parent.parent.name for path in tmp_path.rglob("last.ckpt"))
+    assert finished_jobs == ["0-digits-softmax-s0", "2-digits-softmax-s0"]
+
+
+@pytest.mark.parametrize("logger", ["wandb", "tensorboard"])
+def test_dashboards_work_without_an_account(tmp_path, logger):
+    offline = ["logger.wandb.offline=true"] if logger == "wandb" else []
+    done = run("train", "experiment=smoke", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "test=false",
+               f"logger={logger}", *offline, "run_name=l", f"output={tmp_path}")  # fmt: skip
+    assert done.returncode == 0, done.errors
+    folder = tmp_path / "digits-softmax" / "l"
+    assert list(folder.glob("wandb/offline-run-*/*.wandb" if logger == "wandb" else "tensorboard/**/events.out*"))
+    assert (folder / "metrics.csv").is_file()
+
+
+def test_every_training_option_works_together(tmp_path):
+    config = config_of(
+        "train", "experiment=smoke", "loss=softmax", "callbacks=[default,ema,early_stopping]", "optimizer=adamw",
+        "scheduler=multistep", "trainer.precision=bf16-mixed", "trainer.gradient_clip_val=1",
+        "trainer.limit_train_batches=2", "trainer.max_epochs=2", "training=adversarial", "training.clean_share=0.5",
+        "attack@training.attack=[fgsm,pgd7]", "monitor=val/robust_accuracy", "evaluation.checks=0", "attack=fgsm",
+    )  # fmt: skip
+    best = train(config, tmp_path, command=[])
+    content = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 0 <= best <= 1
+    assert {"current_model_state", "averaging_state"} <= content.keys()
+    averaged, current = content["state_dict"], content["current_model_state"]
+    assert any(not torch.equal(averaged[name], current[name]) for name in averaged)

@@ -1,0 +1,205 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from robustfg.attacks import CrossEntropy, GradientAttack, Linf, Margin, Steepest
+from robustfg.errors import UserError
+from robustfg.losses import LossModule
+from robustfg.training import Adversarial, Standard
+from robustfg.types import Batch, Output
+
+
+class Head(LossModule):
+    """Cross-entropy plus a tenth of the mean squared embedding, both logged."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, feature_map):
+        embedding = feature_map.mean((2, 3))
+        return Output(logits=self.linear(embedding), embedding=embedding)
+
+    def loss(self, output, label):
+        classification, decay = F.cross_entropy(output.logits, label), output.embedding.square().mean()
+        return {"loss": classification + 0.1 * decay, "classification": classification, "decay": decay}
+
+
+class Model(nn.Module):
+    """Remembers what it is given in train mode, which is what it is trained on."""
+
+    def __init__(self, norm=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4) if norm else nn.Identity(), nn.Softplus(beta=5)
+        )
+        self.loss = Head()
+        self.trained_on = []
+        self.train()
+
+    def forward(self, image):
+        if self.training:
+            self.trained_on.append(image.detach().clone())
+        return self.loss(self.features(image))
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(5, 3, 6, 6, generator=generator)
+    return Batch(image, torch.tensor([0, 1, 2, 0, 1]), torch.tensor([11, 4, 8, 2, 30]))
+
+
+def pgd(name="pgd", steps=3, objective=None, last_iterate=True):
+    return GradientAttack(
+        threat=Linf(epsilon="16/255"),
+        step=Steepest(size="eps/2"),
+        steps=steps,
+        objective=objective or CrossEntropy(),
+        random_start=True,
+        last_iterate=last_iterate,
+        name=name,
+    )
+
+
+def terms_by_hand(model, image, label):
+    feature_map = model.features(image).mean((2, 3))
+    logits = feature_map @ model.loss.linear.weight.T + model.loss.linear.bias
+    log_probability = logits - logits.logsumexp(1, keepdim=True)
+    classification = -log_probability[torch.arange(len(label)), label].mean()
+    decay = feature_map.pow(2).sum() / feature_map.numel()
+    accuracy = sum(row.argmax() == true for row, true in zip(logits, label, strict=True)) / len(label)
+    return {"loss": classification + 0.1 * decay, "classification": classification, "decay": decay}, accuracy
+
+
+def balanced(model, image):
+    """Makes the model predict every class about as often as the others, and gives its predictions on these images."""
+    with torch.no_grad():
+        model.loss.linear.weight *= 10
+        model.loss.linear.bias -= model.eval()(image).logits.mean(0)
+        label = model(image).logits.argmax(1)
+    model.train()
+    return label
+
+
+def same_gradients(model, first, second):
+    parameters = list(model.parameters())
+    pairs = zip(torch.autograd.grad(first, parameters), torch.autograd.grad(second, parameters), strict=True)
+    return all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in pairs)
+
+
+def test_standard_training_is_the_plain_loss_on_the_clean_images(batch):
+    model = Model()
+    terms = Standard()(model, model.loss, batch, 0)
+    expected, accuracy = terms_by_hand(model, batch.image, batch.label)
+    assert set(terms) == {*expected, "accuracy"}
+    for name, value in expected.items():
+        assert torch.allclose(terms[name], value, atol=1e-6)
+    assert terms["accuracy"] == accuracy
+    assert len(model.trained_on) == 1
+    assert torch.equal(model.trained_on[0], batch.image)
+    assert same_gradients(model, terms["loss"], expected["loss"])
+
+
+@pytest.mark.parametrize("step", [0, 7])
+def test_adversarial_training_is_the_loss_on_what_the_attack_returns(batch, step):
+    model = Model()
+    adversarial = pgd()(model, batch.image, batch.label, batch.index, draw=step)
+    terms = Adversarial(attack={"pgd": pgd()})(model, model.loss, batch, step)
+    expected, accuracy = terms_by_hand(model, adversarial, batch.label)
+    assert len(model.trained_on) == 1
+    assert torch.equal(model.trained_on[0], adversarial)
+    assert not torch.allclose(adversarial, batch.image, atol=1e-3)
+    assert set(terms) == {*expected, "adversarial_accuracy"}
+    for name, value in expected.items():
+        assert torch.allclose(terms[name], value, atol=1e-6)
+    assert terms["adversarial_accuracy"] == accuracy
+    assert same_gradients(model, terms["loss"], expected["loss"])
+
+
+def test_every_step_attacks_with_other_random_numbers(batch):
+    model, regime = Model(), Adversarial(attack={"pgd": pgd(steps=1)})
+    for step in (0, 1, 0):
+        regime(model, model.loss, batch, step)
+    first, second, again = model.trained_on
+    assert not torch.allclose(first, second, atol=1e-3)
+    assert torch.equal(first, again)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 0.9])
+def test_clean_share_weighs_the_clean_loss_and_the_rest_is_adversarial(batch, share):
+    model = Model()
+    batch = batch._replace(label=balanced(model, batch.image))
+    adversarial = pgd()(model, batch.image, batch.label, batch.index, draw=3)
+    terms = Adversarial(attack={"pgd": pgd()}, clean_share=share)(model, model.loss, batch, 3)
+    clean, accuracy = terms_by_hand(model, batch.image, batch.label)
+    attacked, adversarial_accuracy = terms_by_hand(model, adversarial, batch.label)
+    expected = {name: share * clean[name] + (1 - share) * attacked[name] for name in clean}
+    assert set(terms) == {*expected, "accuracy", "adversarial_accuracy"}
+    for name, value in expected.items():
+        assert torch.allclose(terms[name], value, atol=1e-6)
+    assert abs(clean["loss"] - attacked["loss"]) > 1e-3
+    assert terms["accuracy"] == accuracy == 1
+    assert terms["adversarial_accuracy"] == adversarial_accuracy < 1
+    assert same_gradients(model, terms["loss"], expected["loss"])
+
+
+def test_clean_and_attacked_images_go_through_batch_norm_together(batch):
+    model = Model(norm=True)
+    adversarial = pgd()(model, batch.image, batch.label, batch.index, draw=0)
+    Adversarial(attack={"pgd": pgd()}, clean_share=0.5)(model, model.loss, batch, 0)
+    assert len(model.trained_on) == 1
+    assert torch.equal(model.trained_on[0], torch.cat([batch.image, adversarial]))
+    with torch.no_grad():
+        expected = 0.1 * model.features[0](torch.cat([batch.image, adversarial])).mean((0, 2, 3))
+    assert torch.allclose(model.features[1].running_mean, expected, atol=1e-6)
+
+
+def test_several_attacks_take_turns_by_step(batch):
+    attacks = {"weak": pgd("weak", 1), "strong": pgd("strong", 4), "margin": pgd("margin", 2, Margin(), False)}
+    model, regime = Model(), Adversarial(attack=attacks)
+    steps = [0, 1, 2, 3, 10]
+    for step in steps:
+        regime(model, model.loss, batch, step)
+    for step, image in zip(steps, model.trained_on, strict=True):
+        attack = attacks[["weak", "strong", "margin"][step % 3]]
+        assert torch.equal(image, attack(model, batch.image, batch.label, batch.index, draw=step))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_the_model_is_left_in_train_mode_with_gradients_on_and_only_trained_on_once(batch, share):
+    model, clean = Model(norm=True), batch.image.clone()
+    terms = Adversarial(attack={"pgd": pgd()}, clean_share=share)(model, model.loss, batch, 0)
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    assert torch.is_grad_enabled()
+    assert model.features[1].num_batches_tracked == 1
+    assert torch.equal(batch.image, clean)
+    terms["loss"].backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in model.features[0].parameters() if parameter.dim() > 1)
+
+
+def test_attacks_are_crafted_in_full_precision_under_autocast(batch):
+    model = Model()
+    expected = pgd()(model, batch.image, batch.label, batch.index, draw=0)
+    precisions = []
+    model.features[0].register_forward_hook(
+        lambda module, args, output: precisions.append((module.training, output.dtype))
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        Adversarial(attack={"pgd": pgd()})(model, model.loss, batch, 0)
+    assert torch.equal(model.trained_on[0], expected)
+    assert set(precisions) == {(False, torch.float32), (True, torch.bfloat16)}
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, 2.0, float("nan")])
+def test_a_clean_share_outside_its_range_is_refused_by_name(share):
+    with pytest.raises(UserError, match=r"training\.clean_share must be in \[0, 1\), got"):
+        Adversarial(attack={"pgd": pgd()}, clean_share=share)
+
+
+def test_training_on_no_attack_is_refused_by_name():
+    with pytest.raises(UserError, match=r"training\.attack is empty"):
+        Adversarial(attack={})
