@@ -88,7 +88,7 @@ class GradientAttack(Attack):
             worst_margin[alive[better]] = margin[better]
             if taken == self.steps:
                 break
-            (gradient,) = torch.autograd.grad(self.objective(output, label[alive]).sum(), current)
+            gradient = _gradient(self.objective(output, label[alive]).sum(), current)
             backwards[alive] += 1
             finite = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
             if taken == 0:
@@ -100,3 +100,9 @@ class GradientAttack(Attack):
                     alive, current = alive[~fooled], current[~fooled]
                     memory = memory if memory is None else memory[~fooled]
         return Attempt(worst, worst_margin, first_success, forwards, backwards, dead)
+
+
+def _gradient(value: Tensor, image: Tensor) -> Tensor:
+    """Derivative of ``value``; zero where the model cut the graph, which is then told as a dead gradient."""
+    gradient = torch.autograd.grad(value, image, allow_unused=True)[0] if value.requires_grad else None
+    return torch.zeros_like(image) if gradient is None else gradient

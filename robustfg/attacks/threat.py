@@ -95,6 +95,10 @@ class Linf(Threat):
 
     norm: ClassVar[str] = "linf"
 
+    def __post_init__(self) -> None:
+        if self.radius > 1:
+            raise UserError(f"linf epsilon is a share of the pixel range, at most 1; got {self.epsilon}, not 8/255?")
+
     def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
         return torch.clamp(image, clean - self.radius, clean + self.radius)
 

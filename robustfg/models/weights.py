@@ -61,8 +61,10 @@ def _from_file(name: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
     if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise UserError(f"model.weights={path}: need a .safetensors or .pth file")
     overlay = {"file": str(path), "hf_hub_id": None, "url": "", "custom_load": False}
+    if arguments.get("num_classes"):  # the file's own last layer is wanted, whatever its size
+        overlay["num_classes"] = arguments["num_classes"]
     if arguments.get("num_classes"):  # or timm drops a last layer that is not of its own weights' size
-        pass
+        overlay["num_classes"] = arguments["num_classes"]
     fresh = _seeded(name, pretrained=False, **arguments)
     try:
         loaded = _seeded(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)

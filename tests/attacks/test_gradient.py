@@ -631,3 +631,16 @@ def test_no_steps_and_no_restarts_are_refused_by_name(option, value):
 def test_a_bad_step_size_is_refused_when_the_rule_is_made(rule):
     with pytest.raises(UserError, match="step size"):
         rule(size="epsilon/4")
+
+
+@pytest.mark.parametrize("cut", [lambda image: torch.zeros(len(image), 3), lambda image: image.detach().mean((2, 3))])
+def test_a_model_that_cuts_the_graph_is_told_as_a_dead_gradient(cut):
+    attack = GradientAttack(threat=Linf(epsilon="8/255"), step=Steepest(size="eps"), steps=2)
+    image = torch.rand(4, 3, 2, 2)
+    (attempt,) = attack.attempts(cut, image, torch.zeros(4, dtype=torch.int64), torch.arange(4))
+    assert attempt.dead_gradient.any()
+
+
+def test_an_epsilon_beyond_the_pixel_range_is_refused():
+    with pytest.raises(UserError, match="linf epsilon is a share of the pixel range"):
+        Linf(epsilon=8)

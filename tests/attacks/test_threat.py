@@ -28,7 +28,12 @@ def sample_points(seed, spread, shape, dtype=torch.float64):
     return clean, clean + spread * torch.randn(shape, generator=generator, dtype=dtype)
 
 
-def naive_projection(kind, image, clean, radius):
+def ball(kind, radius):
+    """A pixel value cannot change by more than the whole range."""
+    return kind(epsilon=min(radius, 1.0) if kind is Linf else radius)
+
+
+def naive_projection(kind, image, clean, ball(kind, radius).radius):
     """One sample at a time, in Python floats."""
     projected = []
     for point, center in zip(image, clean, strict=True):
@@ -95,8 +100,8 @@ def test_a_bad_step_size_is_refused_by_name(text):
 @given(**GEOMETRY)
 def test_projection_equals_a_naive_one_per_sample(kind, seed, radius, spread, shape):
     clean, image = sample_points(seed, spread, shape)
-    projected = kind(epsilon=radius).project(image, clean)
-    assert torch.allclose(projected, naive_projection(kind, image, clean, radius), rtol=0, atol=1e-12)
+    projected = ball(kind, radius).project(image, clean)
+    assert torch.allclose(projected, naive_projection(kind, image, clean, ball(kind, radius).radius), rtol=0, atol=1e-12)
 
 
 @BOTH
@@ -105,7 +110,7 @@ def test_projection_equals_a_naive_one_per_sample(kind, seed, radius, spread, sh
 def test_projected_images_lie_in_the_ball_and_the_box_and_stay_when_projected_again(
     kind, seed, radius, spread, shape, dtype
 ):
-    threat = kind(epsilon=radius)
+    threat = ball(kind, radius)
     clean, image = sample_points(seed, spread, shape, dtype)
     projected = threat.project(image, clean)
     assert projected.dtype == dtype
@@ -124,9 +129,9 @@ def test_points_inside_the_ball_and_the_box_are_not_moved(kind, seed, radius, sp
     clean, image = sample_points(seed, spread, shape)
     image = image.clamp(0, 1)
     inside = torch.tensor(
-        [naive_size(kind, moved - center) < radius - 1e-9 for moved, center in zip(image, clean, strict=True)]
+        [naive_size(kind, moved - center) < ball(kind, radius).radius - 1e-9 for moved, center in zip(image, clean, strict=True)]
     )
-    projected = kind(epsilon=radius).project(image, clean)
+    projected = ball(kind, radius).project(image, clean)
     assert torch.allclose(projected[inside], image[inside], rtol=0, atol=1e-15)
 
 
@@ -176,7 +181,7 @@ def test_a_zero_gradient_gives_no_step(kind):
 @settings(deadline=None, max_examples=30)
 @given(seed=st.integers(0, 1000), radius=st.floats(0, 4), shape=GEOMETRY["shape"])
 def test_uniform_draws_lie_in_the_ball(kind, seed, radius, shape):
-    threat = kind(epsilon=radius)
+    threat = ball(kind, radius)
     noise = threat.uniform(torch.zeros(shape), torch.arange(shape[0]), seed, "attack")
     assert noise.shape == shape
     assert all(naive_size(kind, sample) <= radius + 1e-6 for sample in noise)

@@ -127,9 +127,10 @@ def test_a_gz_file_that_is_not_whole_gzip_is_named(tmp_path, content):
     assert str(path) in str(error.value)
 
 
-def test_a_gz_file_with_a_flipped_byte_is_named(tmp_path):
+@pytest.mark.parametrize("at", [10, -6], ids=["deflate block", "checksum"])
+def test_a_gz_file_with_damaged_bytes_is_named(tmp_path, at):
     content = bytearray(gzip.compress(encoded(TRAIN)))
-    content[len(content) // 2] ^= 0xFF
+    content[at] = 0xFF
     (tmp_path / "images.gz").write_bytes(content)
     with pytest.raises(UserError, match=r"images\.gz is damaged"):
         read_idx(tmp_path / "images.gz")
