@@ -63,8 +63,6 @@ def _from_file(name: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
     overlay = {"file": str(path), "hf_hub_id": None, "url": "", "custom_load": False}
     if arguments.get("num_classes"):  # the file's own last layer is wanted, whatever its size
         overlay["num_classes"] = arguments["num_classes"]
-    if arguments.get("num_classes"):  # or timm drops a last layer that is not of its own weights' size
-        overlay["num_classes"] = arguments["num_classes"]
     fresh = _seeded(name, pretrained=False, **arguments)
     try:
         loaded = _seeded(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)

@@ -33,7 +33,7 @@ def ball(kind, radius):
     return kind(epsilon=min(radius, 1.0) if kind is Linf else radius)
 
 
-def naive_projection(kind, image, clean, ball(kind, radius).radius):
+def naive_projection(kind, image, clean, radius):
     """One sample at a time, in Python floats."""
     projected = []
     for point, center in zip(image, clean, strict=True):

@@ -250,7 +250,8 @@ def test_an_empty_training_split_is_told_with_its_remedy(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_corrupt_image_is_named_also_from_a_worker(tmp_path, workers):
+def test_a_corrupt_image_is_named_also_from_a_worker(tmp_path, monkeypatch, workers):
+    monkeypatch.setattr("torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL", 0.1)  # or they linger for 5 s
     for path in (tmp_path / name / f"{number}.jpg" for name in "ab" for number in range(4)):
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (SIZE, SIZE)).save(path)
