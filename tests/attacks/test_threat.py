@@ -101,7 +101,9 @@ def test_a_bad_step_size_is_refused_by_name(text):
 def test_projection_equals_a_naive_one_per_sample(kind, seed, radius, spread, shape):
     clean, image = sample_points(seed, spread, shape)
     projected = ball(kind, radius).project(image, clean)
-    assert torch.allclose(projected, naive_projection(kind, image, clean, ball(kind, radius).radius), rtol=0, atol=1e-12)
+    assert torch.allclose(
+        projected, naive_projection(kind, image, clean, ball(kind, radius).radius), rtol=0, atol=1e-12
+    )
 
 
 @BOTH
@@ -129,7 +131,10 @@ def test_points_inside_the_ball_and_the_box_are_not_moved(kind, seed, radius, sp
     clean, image = sample_points(seed, spread, shape)
     image = image.clamp(0, 1)
     inside = torch.tensor(
-        [naive_size(kind, moved - center) < ball(kind, radius).radius - 1e-9 for moved, center in zip(image, clean, strict=True)]
+        [
+            naive_size(kind, moved - center) < ball(kind, radius).radius - 1e-9
+            for moved, center in zip(image, clean, strict=True)
+        ]
     )
     projected = ball(kind, radius).project(image, clean)
     assert torch.allclose(projected[inside], image[inside], rtol=0, atol=1e-15)

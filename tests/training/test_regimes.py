@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from robustfg.attacks import CrossEntropy, GradientAttack, Linf, Margin, Steepes
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.training import Adversarial, Standard
+from robustfg.training.regimes import weakened
 from robustfg.types import Batch, Output
 
 
@@ -203,3 +206,24 @@ def test_a_clean_share_outside_its_range_is_refused_by_name(share):
 def test_training_on_no_attack_is_refused_by_name():
     with pytest.raises(UserError, match=r"training\.attack is empty"):
         Adversarial(attack={})
+
+
+def test_epsilon_grows_after_the_clean_epochs():
+    regime = Adversarial(attack={"pgd": pgd()}, clean_epochs=2, ramp_epochs=4)
+    strengths = [regime.strength(epoch) for epoch in (0, 1.9, 2, 3, 5, 6, 60, float("inf"))]
+    assert strengths == pytest.approx([0, 0, 0, 0.25, 0.75, 1, 1, 1])
+    assert Adversarial(attack={"pgd": pgd()}).strength(0) == 1
+
+
+def test_a_weakened_attack_stays_in_the_smaller_ball():
+    attack = weakened(replace(pgd(), step=Steepest(size="eps/4")), 0.25)
+    image = torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    adversarial = attack(lambda x: x.flatten(1)[:, :3] * 10, image, torch.tensor([0, 1, 2, 0]), torch.arange(4))
+    assert 0 < (adversarial - image).abs().max() <= pgd().threat.radius / 4 + 1e-6
+    assert weakened(attack, 1) is attack
+
+
+@pytest.mark.parametrize("option", ["clean_epochs", "ramp_epochs"])
+def test_negative_epochs_are_refused_by_name(option):
+    with pytest.raises(UserError, match=f"training.{option} must be >= 0"):
+        Adversarial(attack={"pgd": pgd()}, **{option: -1})
