@@ -192,7 +192,7 @@ class Birds:
         num_genera: int = 4,
         species_per_genus: int = 4,
         image_size: int = 48,
-        difficulty: float = 0.5,
+        difficulty: float = 0.6,
         train: int = 2400,
         test: int = 480,
         seed: int = 0,
