@@ -112,7 +112,7 @@ class DataModule(pl.LightningDataModule):
         if len(samples) == 0:
             raise UserError("data: the training split is empty; lower data.source.test_fraction")
         world, rank = self._world()
-        sampler = EpochSampler(samples, num_replicas=world, rank=rank, shuffle=True, seed=self.seed)
+        sampler = EpochSampler(samples, num_replicas=world, rank=rank, shuffle=True, seed=self.seed * 1_000_003)
         return self._loader(samples, sampler, self.batch_size, drop_last=len(samples) >= world * self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Batch]:

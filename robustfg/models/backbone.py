@@ -39,6 +39,10 @@ class Backbone(nn.Module):
         map_size: its height and width.
     """
 
+    network: Any  # timm's networks share methods that nn.Module does not declare
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self,
         *,
@@ -63,8 +67,8 @@ class Backbone(nn.Module):
         if small and "img_size" not in arguments:
             keep_map_large(self.network, side, SMALLEST_MAP)
         config = self.network.pretrained_cfg
-        self.register_buffer("mean", torch.tensor(config.get("mean", (0.5,) * 3)).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(config.get("std", (0.5,) * 3)).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(config.get("mean", (0.5,) * 3)).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(config.get("std", (0.5,) * 3)).view(1, 3, 1, 1))
         self.channels, *self.map_size = self._measure(name, image_size)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -86,7 +90,7 @@ class Backbone(nn.Module):
         if features.dim() == 3:
             tokens = features[:, getattr(self.network, "num_prefix_tokens", 0) :]
             side = round(tokens.shape[1] ** 0.5)
-            return tokens.transpose(1, 2).unflatten(2, (side, side))
+            return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
         if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             return features.permute(0, 3, 1, 2)
         return features
@@ -95,7 +99,8 @@ class Backbone(nn.Module):
     def _measure(self, name: str, image_size: int) -> torch.Size:
         training = self.network.training
         try:
-            return self.eval()(torch.zeros(1, 3, image_size, image_size)).shape[1:]
+            feature_map: Tensor = self.eval()(torch.zeros(1, 3, image_size, image_size))
+            return feature_map.shape[1:]
         except (RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
             raise UserError(
                 f"model.name={name} cannot take {image_size}-px images ({error}); set data.image_size to its own size "
@@ -128,7 +133,8 @@ class PublishedBackbone(Backbone):
 
     def forward(self, image: Tensor) -> Tensor:
         features = self.network.forward_features(self.normalise(image))
-        return self.network.forward_head(features, pre_logits=True).flatten(1)[:, :, None, None]
+        pooled: Tensor = self.network.forward_head(features, pre_logits=True)
+        return pooled.flatten(1)[:, :, None, None]
 
 
 def _token_arguments(name: str, side: int, small: bool) -> dict[str, Any]:

@@ -1,12 +1,14 @@
 """Small images: lower a network's first strides until its feature map is large enough."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
 STRIDED = (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d)
 
 
-def keep_map_large(network: nn.Module, image_size: int, smallest_map: int) -> None:
+def keep_map_large(network: Any, image_size: int, smallest_map: int) -> None:
     """Halves strides, first layers first, until ``network`` maps a square image to ``smallest_map`` positions a side.
 
     All layers that shrink the same resolution change together, so a residual branch and its shortcut stay alike. On a
@@ -26,18 +28,18 @@ def keep_map_large(network: nn.Module, image_size: int, smallest_map: int) -> No
         side, strided = new_side, remaining
 
 
-def _lower(layer: nn.Module) -> None:
+def _lower(layer: Any) -> None:
     lowered = tuple(max(1, s // 2) for s in _pair(layer.stride))
     if not isinstance(layer, nn.Conv2d) and _pair(layer.kernel_size) == _pair(layer.stride):
         layer.kernel_size = lowered
     layer.stride = lowered
 
 
-def _first_strided(network: nn.Module, image_size: int) -> tuple[int, list[nn.Module]]:
+def _first_strided(network: Any, image_size: int) -> tuple[int, list[Any]]:
     """Side of the final map, 0 if the network fails, and the layers that shrink the largest resolution."""
-    seen: list[tuple[int, nn.Module]] = []
+    seen: list[tuple[int, Any]] = []
 
-    def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+    def note(layer: Any, inputs: tuple[torch.Tensor, ...]) -> None:
         if max(_pair(layer.stride)) > 1:
             seen.append((inputs[0].shape[-1], layer))
 

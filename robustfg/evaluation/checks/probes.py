@@ -46,8 +46,9 @@ def finite_difference(model: Classify, batch: Batch, step: float = 0.01) -> Tens
 def deterministic(model: Classify, batch: Batch, repeats: int = 3) -> Tensor:
     """Whether repeated forwards agree to 1e-4 of the logits' length, ``(B,)``."""
     logits = torch.stack([model(batch.image).logits.double() for _ in range(repeats)])
-    spread: Tensor = (logits - logits[0]).norm(dim=2).amax(0)
-    return spread <= (1e-4 * logits[0].norm(dim=1)).clamp_min(1e-12)
+    spread = (logits - logits[0]).norm(dim=2).amax(0)
+    agree: Tensor = spread <= (1e-4 * logits[0].norm(dim=1)).clamp_min(1e-12)
+    return agree
 
 
 def unbounded_attack() -> Attack:
