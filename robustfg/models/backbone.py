@@ -13,7 +13,6 @@ from robustfg.models.stride import keep_map_large
 from robustfg.models.weights import check_name, create
 
 SMALL_IMAGE = 128  # below this side, strides and patches are fitted to the image
-SMALLEST_MAP = 4  # positions a side that a small image keeps
 
 
 class Backbone(nn.Module):
@@ -29,8 +28,8 @@ class Backbone(nn.Module):
         weights: local ``.safetensors`` or ``.pth`` file to load instead.
         resize: side to which images are enlarged inside the network (bilinear, differentiable; epsilon stays in the
             given pixels). None to feed them as they are.
-        fit_small_images: on images under 128 px lower a convolutional network's first strides, and a ViT's patches,
-            so that the map keeps at least 4 x 4 positions.
+        smallest_map: on images under 128 px lower a convolutional network's first strides until the map keeps so many
+            positions a side, and give a ViT smaller patches; 1 to leave the network as it is.
         options: further arguments of ``timm.create_model``, such as ``drop_path_rate``.
         num_classes: size of the network's own last layer; 0 for none, None for as published.
 
@@ -51,21 +50,21 @@ class Backbone(nn.Module):
         pretrained: bool = False,
         weights: str | None = None,
         resize: int | None = None,
-        fit_small_images: bool = True,
+        smallest_map: int = 4,
         options: Mapping[str, Any] | None = None,
         num_classes: int | None = 0,
     ) -> None:
         super().__init__()
         check_name(name)
         side = resize or image_size
-        small = fit_small_images and side < SMALL_IMAGE
+        small = smallest_map > 1 and side < SMALL_IMAGE
         arguments = dict(options or {}) | _token_arguments(name, side, small)
         arguments |= {} if num_classes is None else {"num_classes": num_classes}
         self.network = create(name, pretrained=pretrained, weights=weights, **arguments)
         self.network = self.network.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs alike
         self.resize = resize
         if small and "img_size" not in arguments:
-            keep_map_large(self.network, side, SMALLEST_MAP)
+            keep_map_large(self.network, side, smallest_map)
         config = self.network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config.get("mean", (0.5,) * 3)).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config.get("std", (0.5,) * 3)).view(1, 3, 1, 1))
@@ -121,7 +120,7 @@ class PublishedBackbone(Backbone):
         self, *, name: str, image_size: int, num_classes: int, pretrained: bool = False, weights: str | None = None
     ) -> None:
         super().__init__(
-            name=name, image_size=image_size, pretrained=pretrained, weights=weights, fit_small_images=False,
+            name=name, image_size=image_size, pretrained=pretrained, weights=weights, smallest_map=1,
             num_classes=num_classes if weights else None,
         )  # fmt: skip
         head = self.network.get_classifier()

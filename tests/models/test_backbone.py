@@ -128,7 +128,7 @@ def test_small_images_keep_a_map_of_four_by_four_and_train(name, size):
 
 
 def test_small_images_may_be_left_to_the_network_as_it_is():
-    assert list(Backbone(name="test_resnet", image_size=64, fit_small_images=False).map_size) == [2, 2]
+    assert list(Backbone(name="test_resnet", image_size=64, smallest_map=1).map_size) == [2, 2]
 
 
 def test_enlarging_gives_the_network_the_size_it_asks_for():
