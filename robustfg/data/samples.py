@@ -48,9 +48,13 @@ class Samples(Dataset[Batch]):
     def _transformed(self, image: Tensor, epoch: int, position: int) -> Tensor:
         if self.seed is None:
             return self.transform(image)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed((self.seed * 1_000_003 + epoch) * 16_777_213 + position)
+        generator = torch.default_generator  # the one that transforms use; fork_rng costs more than they do
+        state = generator.get_state()
+        try:
+            generator.manual_seed((self.seed * 1_000_003 + epoch) * 16_777_213 + position)
             return self.transform(image)
+        finally:
+            generator.set_state(state)
 
 
 class FitSquare:

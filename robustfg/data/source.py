@@ -23,10 +23,24 @@ class Split(Protocol):
 
 
 class Source(Protocol):
-    """A data set with its own train and test splits; ``val`` is None where it has to be carved from train."""
+    """A data set with its own train and test splits."""
 
-    classes: tuple[str, ...]
-    genera: tuple[str, ...] | None  # the coarser class of every class, where a taxonomy is known
-    train: Split
-    test: Split
-    val: Split | None
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+
+    @property
+    def genera(self) -> tuple[str, ...] | None:
+        """The coarser class of every class, where a taxonomy is known."""
+
+    @property
+    def train(self) -> Split:
+        """What may be trained on."""
+
+    @property
+    def test(self) -> Split:
+        """What is tested on, once."""
+
+    @property
+    def val(self) -> Split | None:
+        """What checkpoints are chosen on; None where it has to be carved from train."""
