@@ -1,4 +1,4 @@
-"""Prints run folders as a Markdown table: python experiments/table.py outputs/birds-softmax/study …"""
+"""Prints run folders as a Markdown table, one row each: python experiments/table.py FOLDER [FOLDER ...]."""
 
 import json
 import sys

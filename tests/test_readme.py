@@ -1,0 +1,40 @@
+"""What the README tells people to type must exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+from commands import config_of
+
+from robustfg.config import CONF
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = re.findall(r"-m robustfg\.(train|evaluate) ((?:[\w.=@\[\],/-]+ ?)+)", README)
+
+
+def test_there_are_commands():
+    assert len(COMMANDS) >= 5
+
+
+@pytest.mark.parametrize(("command", "overrides"), COMMANDS)
+def test_every_command_composes(command, overrides):
+    sweep = overrides.startswith("-m ")
+    words = [word.split(",")[0] if sweep and "[" not in word else word for word in overrides.split() if word != "-m"]
+    assert config_of(command, *words)
+
+
+@pytest.mark.parametrize(
+    "group", ["data", "model", "loss", "training", "attack", "optimizer", "scheduler", "callbacks"]
+)
+def test_every_option_is_listed(group):
+    for path in (CONF / group).glob("*.yaml"):
+        name = path.stem.removesuffix("_l2")
+        assert path.stem == "stored" or f"`{name}`" in README, path
+
+
+def test_make_targets_exist():
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (\w+)", README):
+        if target.islower() and target not in ("it",):
+            assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
