@@ -37,7 +37,7 @@ def classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:
     """The classifier with fresh weights, as ``train`` and a rebuilt checkpoint have it."""
     backbone = build(config["model"], "model")
     loss = build(config["loss"], "loss", channels=backbone.channels, num_classes=len(classes))
-    regime = config["training"]
+    regime = {key: value for key, value in config["training"].items() if key != "epochs"}  # the trainer's
     if "attack" in regime:
         regime = regime | {"attack": _named(regime["attack"])}
     return Classifier(

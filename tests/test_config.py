@@ -58,6 +58,8 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
     for path, node in nodes(config):
         target = get_object(node["_target_"])
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
+        if path == "training":
+            arguments.pop("epochs")
         if path == "evaluation":
             arguments.pop("validation")
         if path == "data":
@@ -99,6 +101,12 @@ def test_experiments_override_everything_but_the_command_line():
     assert composed("train").trainer.max_epochs != 3
     assert composed("train", "experiment=smoke").trainer.max_epochs == 3
     assert composed("train", "experiment=smoke", "trainer.max_epochs=4").trainer.max_epochs == 4
+
+
+def test_a_regime_brings_its_length_unless_the_trainer_is_told():
+    assert composed("train").trainer.max_epochs == 18
+    assert composed("train", "training=adversarial").trainer.max_epochs == 26
+    assert composed("train", "training=adversarial", "trainer.max_epochs=5").trainer.max_epochs == 5
 
 
 def test_seed_zero_counts():
