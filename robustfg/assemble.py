@@ -37,7 +37,7 @@ def classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:
     """The classifier with fresh weights, as ``train`` and a rebuilt checkpoint have it."""
     backbone = build(config["model"], "model")
     loss = build(config["loss"], "loss", channels=backbone.channels, num_classes=len(classes))
-    regime = {key: value for key, value in config["training"].items() if key != "epochs"}  # the trainer's
+    regime = {key: value for key, value in config["training"].items() if key not in ("epochs", "monitor")}
     if "attack" in regime:
         regime = regime | {"attack": _named(regime["attack"])}
     return Classifier(
@@ -59,6 +59,10 @@ def published_classifier_of(config: Config, classes: tuple[str, ...]) -> Classif
     if "_target_" in (config["loss"] or {}):
         raise UserError("loss needs a trained checkpoint; leave it out to evaluate the network's own head")
     model = config["model"]
+    if not (model.get("pretrained") or model.get("weights")):
+        raise UserError(
+            f"model.name={model['name']} without weights is random; set model.pretrained=true or model.weights"
+        )
     backbone = PublishedBackbone(
         name=model["name"],
         image_size=config["data"]["image_size"],
@@ -71,6 +75,8 @@ def published_classifier_of(config: Config, classes: tuple[str, ...]) -> Classif
 
 def attacks_of(config: Config) -> dict[str, Attack]:
     """The suite by name."""
+    if taken := {"clean", "robust"} & config["attack"].keys():
+        raise UserError(f"attack.{min(taken)}: choose another name, this one stands for something else in the results")
     return {name: build(node, f"attack.{name}") for name, node in _named(config["attack"]).items()}
 
 
@@ -84,7 +90,9 @@ def evaluation_of(config: Config, folder: Path) -> RobustnessEvaluation:
         **{key: names[key] for key in ("data", "model", "loss")},
         "seed": config["seed"],
     }
-    evaluation = make(attacks=attacks_of(config), folder=folder, about=about)
+    loading = ("batch_size", "eval_batch_size", "num_workers", "cache", "root", "download")
+    context = {"data": {k: v for k, v in config["data"].items() if k not in loading}, "model": config["model"]}
+    evaluation = make(attacks=attacks_of(config), folder=folder, about=about, context=context)
     assert isinstance(evaluation, RobustnessEvaluation)
     return evaluation
 

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from robustfg.errors import UserError
 
+PARTS = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed", "names")
+"""Parts of the config without which a classifier cannot be rebuilt."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -36,10 +39,16 @@ class Checkpoint:
         except pickle.UnpicklingError as error:
             reason = "it holds more than plain data and could run code" if zipfile.is_zipfile(path) else "it is damaged"
             raise UserError(f"{option}={path} is refused: {reason}") from error
-        except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        except Exception as error:  # random bytes can break the reader anywhere
             raise UserError(f"{option}={path} is damaged or truncated ({type(error).__name__})") from error
         ours = content.get("robustfg") if isinstance(content, dict) else None
-        if not isinstance(ours, dict) or not {"config", "classes"} <= ours.keys() or "state_dict" not in content:
+        if not (
+            isinstance(ours, dict)
+            and isinstance(ours.get("config"), dict)
+            and isinstance(ours.get("classes"), list)
+            and isinstance(content.get("state_dict"), dict)
+            and ours["config"].keys() >= set(PARTS)
+        ):
             raise UserError(f"{option}={path} was not written by robustfg.train")
         return cls(path, ours["config"], tuple(ours["classes"]), content["state_dict"])
 

@@ -66,7 +66,7 @@ class Classifier(pl.LightningModule):
         return self.loss.anomaly(output)
 
     def on_train_epoch_start(self) -> None:
-        torch.manual_seed((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank)
+        torch.manual_seed(((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank) % 2**63)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.loss.epoch = self.current_epoch + batch_idx / max(self.trainer.num_training_batches, 1)
@@ -99,9 +99,15 @@ class Classifier(pl.LightningModule):
         self.test_accuracy.update(self(batch.image).logits, batch.label)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        optimizer = self.optimizer(self.parameters())
-        max_epochs = self.trainer.max_epochs or 1
-        steps_per_epoch = max(self.trainer.estimated_stepping_batches / max_epochs, 1)
+        try:
+            optimizer = self.optimizer(self.parameters())
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer: {error}") from error
+        max_epochs = self.trainer.max_epochs
+        if max_epochs is None or max_epochs < 1:
+            raise UserError(f"trainer.max_epochs must be >= 1, got {max_epochs}: schedules are told in epochs")
+        _ = self.trainer.estimated_stepping_batches  # makes the trainer count its batches
+        steps_per_epoch = max(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches, 1)
         scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / steps_per_epoch, max_epochs))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -30,7 +30,7 @@ TRUSTED_CLASSES = {
         "RandomVerticalFlip", "Resize", "TrivialAugmentWide",
     },
 }  # fmt: skip
-"""Classes that a stored config may name, by resolved identity."""
+"""What a stored config may name: classes of ours, by resolved identity, and these exact names."""
 
 
 @dataclass
@@ -84,7 +84,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     known = {entry.name for entry in fields(schema)} if is_dataclass(schema) else set(config)
     for key in sorted(set(map(str, config)) - known):
         close = difflib.get_close_matches(key, known, n=3)
-        raise UserError(f"unknown option {key}" + (f"; did you mean {', '.join(close)}?" if close else ""))
+        hint = f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(sorted(known - {'names'}))}"
+        raise UserError(f"unknown option {key}; {hint}")
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -137,14 +138,20 @@ def refuse_untrusted(node: Any, trust: tuple[str, ...] = ()) -> None:
         node: plain containers, searched to the bottom.
         trust: further package prefixes that the user vouches for, such as ``"mypackage."``.
     """
-    if isinstance(node, Mapping):
+    if isinstance(node, dict):
         if "_target_" in node:
             _refuse_target(str(node["_target_"]), trust)
-        for value in node.values():
+        for key, value in node.items():
+            refuse_untrusted(key, trust)
             refuse_untrusted(value, trust)
     elif isinstance(node, list):
         for value in node:
             refuse_untrusted(value, trust)
+    elif isinstance(node, str):
+        if "${" in node:  # would be resolved, and resolvers can build anything
+            raise UserError(f"the checkpoint's config is not resolved: it holds {node[:60]}")
+    elif not (node is None or isinstance(node, bool | int | float)):
+        raise UserError(f"the checkpoint's config holds a {type(node).__name__}, which is no plain data")
 
 
 def _refuse_target(target: str, trust: tuple[str, ...]) -> None:
@@ -160,6 +167,18 @@ def _refuse_target(target: str, trust: tuple[str, ...]) -> None:
     if not allowed:
         raise UserError(
             f"the checkpoint names {target}, which is not robustfg's; add it with trust=[…] if you trust it"
+        )
+
+
+def refuse_sweep_with_ddp(trainer: Mapping[str, Any]) -> None:
+    """In a multirun every rank that Lightning starts would begin a sweep of its own."""
+    strategy, devices = str(trainer["strategy"]), trainer["devices"]
+    one = devices in (1, "1") or (isinstance(devices, list) and len(devices) == 1)
+    spawned = strategy.endswith(("spawn", "fork", "notebook"))
+    if HydraConfig.get().mode == RunMode.MULTIRUN and not spawned and (not one or trainer["num_nodes"] > 1):
+        raise UserError(
+            f"trainer.strategy={strategy} on several devices cannot run in a multirun: use trainer=ddp_spawn, or one "
+            "job per GPU through a launcher (hydra/launcher=submitit_slurm trainer.devices=1)"
         )
 
 

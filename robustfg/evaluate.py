@@ -8,7 +8,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from robustfg.config import CONF, chosen, plain, refuse_untrusted, register_schemas, told_plainly
+from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, refuse_untrusted, register_schemas, told_plainly
 from robustfg.errors import UserError
 
 register_schemas()
@@ -19,6 +19,7 @@ def main(composed: DictConfig) -> float:
     """Composes the config and evaluates."""
     with told_plainly():
         config = plain(composed) | {"names": chosen("data")}
+        refuse_sweep_with_ddp(config["trainer"])
         return evaluate(config, Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
 
 
@@ -51,7 +52,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
     evaluation = assemble.evaluation_of(config, folder)
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, [evaluation], assemble.loggers_of(config, folder))
-        run.write_origin(config, folder, data, command)
+        run.write_origin(config, folder, data, command, trainer.loggers)
         return run.test(trainer, classifier, data, evaluation, folder)
 
 
@@ -66,11 +67,17 @@ def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
     name, stored_name = config["model"].get("name"), stored["model"]["name"]
     if name not in (None, stored_name):
         raise UserError(f"model.name={name}, but checkpoint={config['checkpoint']} holds {stored_name}")
+    if config["model"].get("weights") or config["model"].get("pretrained"):
+        raise UserError("model.weights and model.pretrained cannot be set for a checkpoint, which has its own weights")
     if "_target_" in (config["loss"] or {}):
         raise UserError("loss cannot be chosen for a checkpoint, which has its own; leave it out")
     data = config["data"]
     if "_target_" not in data:
         data = merged(stored["data"], data)
+    if data["image_size"] != stored["model"]["image_size"]:
+        raise UserError(
+            f"data.image_size={data['image_size']}, but the checkpoint was trained on {stored['model']['image_size']}"
+        )
     # The file's own weights follow; none are fetched first.
     model = stored["model"] | {"pretrained": False, "weights": None}
     names = stored["names"] | ({} if data is not config["data"] else config["names"])

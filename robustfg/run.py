@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from robustfg.checkpoint import Checkpoint
@@ -25,6 +27,9 @@ from robustfg.reporting import print_summary, write_page
 IDENTITY = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed")
 """Parts of the config that a continued run must share with what its folder holds."""
 
+MACHINE = {"num_workers", "cache", "eval_batch_size", "max_test_samples", "root", "download"}
+"""Data options that do not change what is learned."""
+
 UNHELPFUL = (
     ".*LeafSpec.*",
     ".*does not have many workers.*",
@@ -37,7 +42,10 @@ UNHELPFUL = (
 
 def begin(seed: int) -> None:
     """Seeds Python, NumPy, torch and the loaders' processes (0 counts), and silences what tells the user nothing."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must be in [0, 2^32), got {seed}")
     pl.seed_everything(seed, workers=True, verbose=False)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in UNHELPFUL:
@@ -51,22 +59,31 @@ def refuse_another_runs_folder(config: Mapping[str, Any], folder: Path) -> None:
         return
     stored = from_yaml(path)
     for part in IDENTITY:
-        if config[part] != stored.get(part):
+        if _essence(config[part]) != _essence(stored.get(part)):
             raise UserError(
                 f"run_name={config['run_name']}: {folder} holds a run with another {part} (see its config.yaml); "
                 "choose another run_name or remove the folder"
             )
 
 
+def _essence(part: Any) -> Any:
+    """A part of the config without what may change from machine to machine."""
+    return {k: _essence(v) for k, v in part.items() if k not in MACHINE} if isinstance(part, dict) else part
+
+
 @rank_zero_only
-def write_origin(config: Mapping[str, Any], folder: Path, data: DataModule, command: list[str]) -> None:
-    """config.yaml, provenance.json and splits.json, once for all processes."""
+def write_origin(
+    config: Mapping[str, Any], folder: Path, data: DataModule, command: list[str], loggers: list[Logger]
+) -> None:
+    """config.yaml, provenance.json and splits.json, and the config on the dashboards, once for all processes."""
     folder.mkdir(parents=True, exist_ok=True)
     write_beside(folder / "config.yaml", to_yaml(config))
     origin = provenance(seed=config["seed"], splits=data.describe(), command=command)
     write_beside(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     ids = {name: positions.tolist() for name, positions in data.positions.items()}
     write_beside(folder / "splits.json", json.dumps(ids) + "\n")
+    for logger in loggers:
+        logger.log_hyperparams(dict(config))
     say(f"Run folder: {folder}")
 
 
@@ -88,11 +105,10 @@ def fit(trainer: pl.Trainer, classifier: Classifier, data: DataModule, last: Pat
         raise SystemExit(143) from None
 
 
-def load_best(trainer: pl.Trainer, classifier: Classifier) -> None:
-    """Puts the best checkpoint's weights into the classifier, where one was kept."""
-    best = trainer.checkpoint_callback
-    if isinstance(best, ModelCheckpoint) and best.best_model_path:
-        Checkpoint.read(best.best_model_path).load_into(classifier)
+def load_best(classifier: Classifier, best: Path) -> None:
+    """Puts the best checkpoint's weights into the classifier, where one was kept in this run's folder."""
+    if best.exists():
+        Checkpoint.read(best).load_into(classifier)
 
 
 def best_score(trainer: pl.Trainer) -> float | None:

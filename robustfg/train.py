@@ -6,13 +6,15 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from robustfg.config import CONF, chosen, plain, register_schemas, told_plainly
+from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, register_schemas, told_plainly
 from robustfg.errors import UserError
 
 register_schemas()
+
+MONITORS = ("val/accuracy", "val/robust_accuracy")
+"""What may choose best.ckpt; the larger the better."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -20,7 +22,7 @@ def main(composed: DictConfig) -> float | None:
     """Checks the composed config and trains."""
     with told_plainly():
         config = plain(composed) | {"names": chosen("data", "loss", "model", "training")}
-        refuse_sweep_with_ddp(config)
+        refuse_sweep_with_ddp(config["trainer"])
         return train(config, Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
 
 
@@ -39,6 +41,8 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     from robustfg import assemble, run
     from robustfg.training.callbacks import SaveOnInterrupt
 
+    if config["monitor"] not in MONITORS:
+        raise UserError(f"monitor must be {' or '.join(MONITORS)}, got {config['monitor']}")
     run.begin(config["seed"])
     run.refuse_another_runs_folder(config, folder)
     data = assemble.data_of(config)
@@ -48,23 +52,12 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     callbacks = [evaluation, *assemble.validation_of(config), *assemble.callbacks_of(config), SaveOnInterrupt(last)]
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
-        run.write_origin(config, folder, data, command)
+        run.write_origin(config, folder, data, command, trainer.loggers)
         run.fit(trainer, classifier, data, last)
         if config["test"]:
-            run.load_best(trainer, classifier)
+            run.load_best(classifier, last.with_name("best.ckpt"))
             run.test(trainer, classifier, data, evaluation, folder)
     return run.best_score(trainer)
-
-
-def refuse_sweep_with_ddp(config: dict[str, Any]) -> None:
-    """In a multirun every rank that Lightning starts would begin a sweep of its own."""
-    strategy = str(config["trainer"]["strategy"])
-    several = config["trainer"]["devices"] not in (1, "1") or config["trainer"]["num_nodes"] > 1
-    if HydraConfig.get().mode == RunMode.MULTIRUN and several and not strategy.endswith(("spawn", "fork")):
-        raise UserError(
-            f"trainer.strategy={strategy} on several devices cannot run in a multirun: use trainer=ddp_spawn, or one "
-            "job per GPU through a launcher (hydra/launcher=submitit_slurm trainer.devices=1)"
-        )
 
 
 if __name__ == "__main__":

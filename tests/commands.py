@@ -13,10 +13,11 @@ NAMES = {"data": "digits", "model": "tiny", "loss": "gm", "training": "standard"
 QUIET = "trainer.enable_progress_bar=false"
 
 
-def start(command, *overrides, cwd=None, **environment):
+def start(command, *overrides, cwd=None, start_new_session=False, **environment):
     return subprocess.Popen(
         [sys.executable, "-m", f"robustfg.{command}", *map(str, overrides), QUIET],
         cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=start_new_session,
     )  # fmt: skip
 
 

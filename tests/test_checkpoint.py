@@ -5,14 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from robustfg.checkpoint import Checkpoint
+from robustfg.checkpoint import PARTS, Checkpoint
 from robustfg.errors import UserError
 
 
 def write(path, **changes):
     content = {
         "state_dict": nn.Linear(2, 3).state_dict(),
-        "robustfg": {"config": {"seed": 0}, "classes": ["a", "b", "c"]},
+        "robustfg": {"config": dict.fromkeys(PARTS), "classes": ["a", "b", "c"]},
     }
     torch.save(content | changes, path)
     return path

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from commands import config_of, finished, run, start
 
 from robustfg.checkpoint import Checkpoint
 from robustfg.train import train
+from robustfg.training.callbacks import SaveOnInterrupt
 
 pytestmark = pytest.mark.process
 shares_a_run = pytest.mark.xdist_group("trained run")
@@ -127,14 +129,13 @@ def test_page_is_rendered_by_a_browser(trained, tmp_path):
 
 @shares_a_run
 def test_a_finished_run_given_again_is_only_evaluated(trained, outputs):
-    before = (trained.folder / "checkpoints" / "last.ckpt").read_bytes()
+    before = weights(trained.folder)
     rows = records(trained.folder).drop(["seconds"])
     done = run("train", "experiment=smoke", "loss=gm", "run_name=a", f"output={outputs}")
     assert done.returncode == 0, done.errors
     assert "Continuing from" in done.output
     assert records(trained.folder).drop(["seconds"]).equals(rows)
-    assert torch.load(trained.folder / "checkpoints" / "last.ckpt", weights_only=True)["epoch"] == 2
-    assert before
+    assert all(torch.equal(value, before[name]) for name, value in weights(trained.folder).items())
 
 
 @shares_a_run
@@ -177,15 +178,50 @@ def test_a_killed_training_continues_to_the_same_weights(tmp_path):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
 def test_an_interrupted_training_leaves_a_checkpoint_that_can_be_continued(tmp_path, number, code):
     process = start("train", *LONG, "trainer.max_epochs=500", "run_name=i", f"output={tmp_path}")
-    folder = tmp_path / "digits-softmax" / "i"
-    waited_for(folder / "checkpoints" / "last.ckpt", process)
+    last = tmp_path / "digits-softmax" / "i" / "checkpoints" / "last.ckpt"
+    waited_for(last, process)
+    before = torch.load(last, weights_only=True)["global_step"]
+    time.sleep(0.5)
     process.send_signal(number)
     finished(process)
     assert process.returncode == code, process.errors
-    step = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"]
-    assert step > 0
-    done = run("train", *LONG, "trainer.max_epochs=2", "run_name=i", f"output={tmp_path}")
+    assert torch.load(last, weights_only=True)["global_step"] > before
+    done = run("train", *LONG, "trainer.max_epochs=1", "run_name=i", f"output={tmp_path}")
     assert done.returncode == 0, done.errors
+
+
+def test_a_training_stopped_in_the_middle_of_an_epoch_continues_to_the_same_weights(tmp_path, monkeypatch):
+    config = config_of("train", *LONG, "trainer.max_epochs=2")
+    train(config, tmp_path / "whole", command=[])
+    hook = SaveOnInterrupt.on_train_batch_start
+
+    def stopping(self, trainer, *arguments):
+        self.told_to_stop = trainer.global_step == 25  # the eighth batch of the second epoch
+        hook(self, trainer, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SaveOnInterrupt, "on_train_batch_start", stopping)
+        with pytest.raises(SystemExit):
+            train(config, tmp_path / "stopped", command=[])
+    assert torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 25
+    train(config, tmp_path / "stopped", command=[])
+    whole, stopped = (weights(tmp_path / name) for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], stopped[name]) for name in whole)
+
+
+def test_all_processes_told_to_stop_leave_a_checkpoint_together(tmp_path):
+    process = start(
+        "train", *LONG, "trainer.max_epochs=500", "run_name=i", f"output={tmp_path}", "trainer=ddp",
+        "trainer.accelerator=cpu", "trainer.devices=2", start_new_session=True,
+    )  # fmt: skip
+    last = tmp_path / "digits-softmax" / "i" / "checkpoints" / "last.ckpt"
+    waited_for(last, process)
+    before = torch.load(last, weights_only=True)["global_step"]
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGTERM)
+    finished(process)
+    assert process.returncode == 143, process.errors
+    assert torch.load(last, weights_only=True)["global_step"] > before
 
 
 def test_two_processes_train_adversarially_and_evaluate(tmp_path):
@@ -238,3 +274,12 @@ def test_every_training_option_works_together(tmp_path):
     assert {"current_model_state", "averaging_state"} <= content.keys()
     averaged, current = content["state_dict"], content["current_model_state"]
     assert any(not torch.equal(averaged[name], current[name]) for name in averaged)
+
+
+def test_averaged_weights_are_as_good_as_the_last_ones(tmp_path):
+    quick = ("experiment=smoke", "loss=softmax", "test=false", "trainer.max_epochs=4")
+    plain, averaged = (
+        train(config_of("train", *quick, f"callbacks={callbacks}"), tmp_path / callbacks, command=[])
+        for callbacks in ("default", "[default,ema]")
+    )
+    assert averaged > plain - 0.15

@@ -59,7 +59,7 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
         target = get_object(node["_target_"])
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
         if path == "training":
-            arguments.pop("epochs")
+            arguments = {key: value for key, value in arguments.items() if key not in ("epochs", "monitor")}
         if path == "evaluation":
             arguments.pop("validation")
         if path == "data":
@@ -105,6 +105,8 @@ def test_experiments_override_everything_but_the_command_line():
 
 def test_a_regime_brings_its_length_unless_the_trainer_is_told():
     assert composed("train").trainer.max_epochs == 18
+    assert composed("train").monitor == "val/accuracy"
+    assert composed("train", "training=adversarial").monitor == "val/robust_accuracy"
     assert composed("train", "training=adversarial").trainer.max_epochs == 26
     assert composed("train", "training=adversarial", "trainer.max_epochs=5").trainer.max_epochs == 5
 
@@ -157,6 +159,20 @@ FOREIGN = (
     "robustfg.attacks.base.torch.load",
     "robustfg.evaluation.records.sqlite3.connect",
 )
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        {"embedding_dim": ({"_target_": "tempfile.mkdtemp"},)},
+        {"embedding_dim": "${oc.create:{_target_:tempfile.mkdtemp}}"},
+        {"embedding_dim": "${oc.env:HOME}"},
+        {"x": {1, 2}},
+    ],
+)
+def test_a_stored_config_holds_resolved_plain_data_only(node):
+    with pytest.raises(UserError, match="the checkpoint's config"):
+        refuse_untrusted({"loss": node})
 
 
 @pytest.mark.parametrize("target", FOREIGN)

@@ -36,6 +36,12 @@ QUICK = (
         (["trainer.strategy=nope"], r"trainer: .*nope"),
         (["data.val_fraction=0"], r"data.val_fraction must be in \(0, 1\), got 0"),
         (["training=adversarial", "training.clean_share=1"], r"training.clean_share must be in \[0, 1\), got 1"),
+        (["monitor=val/loss"], r"monitor must be val/accuracy or val/robust_accuracy, got val/loss"),
+        (["optimizer.lr=-1"], r"optimizer: .*-1"),
+        (["seed=-1"], r"seed must be in \[0, 2\^32\), got -1"),
+        (["trainer.max_epochs=-1"], r"trainer.max_epochs must be >= 1"),
+        (["evaluation.split=tset"], r"evaluation.split must be test or val, got tset"),
+        (["+attack.clean.steps=1"], r"attack.clean: choose another name"),
         (["optimizer.lr=1e30", "trainer.limit_train_batches=null", "trainer.max_epochs=3"], r"loss is not finite"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
@@ -71,6 +77,8 @@ def checkpoint(tmp_path_factory):
         (["data=birds"], r"data has 12 classes and .*best.ckpt was trained on 10; class '0' against"),
         (["model.name=resnet50"], r"model.name=resnet50, but checkpoint=.*best.ckpt holds resnet18"),
         (["loss=gm"], r"loss cannot be chosen for a checkpoint"),
+        (["model.weights=/x.pth"], r"model.weights and model.pretrained cannot be set for a checkpoint"),
+        (["data=digits"], r"data.image_size=24, but the checkpoint was trained on 16"),
         (["data.root=/x"], r"data.root is no option of the data this checkpoint was trained on"),
     ],
 )
@@ -115,7 +123,7 @@ def test_a_published_classifier_is_evaluated_untrained(tmp_path):
     )  # fmt: skip
     robust = evaluate(config, tmp_path / "out", command=[])
     assert 0 <= robust <= 1
-    with pytest.raises(UserError, match="knows 1000 classes, but data has 10"):
+    with pytest.raises(UserError, match="model.name=test_resnet without weights is random"):
         evaluate(config_of("evaluate", "data=digits", "model.name=test_resnet"), tmp_path / "o2", command=[])
 
 

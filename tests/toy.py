@@ -77,5 +77,5 @@ def row(index, attack, restart, correct, **extra):
     return {
         "index": index, "label": 0, "attack": attack, "restart": restart, "prediction": 0 if correct else 1,
         "correct": correct, "margin": 1.0 if correct else -1.0, "norm": 0.0, "anomaly": 0.0, "first_success": -1,
-        "forwards": 2, "backwards": 1, "dead_gradient": False, "seconds": 0.5, **extra,
+        "forwards": 2, "backwards": 1, "dead_gradient": False, "borderline": False, "seconds": 0.5, **extra,
     }  # fmt: skip

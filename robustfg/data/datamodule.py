@@ -75,6 +75,7 @@ class DataModule(pl.LightningDataModule):
         self.augmented = v2.Compose([*augment, self.fit_square])
         self.positions = self._split(val_fraction, split_seed, max_test_samples)
         self.evaluated = "test"
+        self._batches_seen = 0
         self._samples: dict[str, Samples] = {}
 
     @property
@@ -113,7 +114,18 @@ class DataModule(pl.LightningDataModule):
             raise UserError("data: the training split is empty; lower data.source.test_fraction")
         world, rank = self._world()
         sampler = EpochSampler(samples, num_replicas=world, rank=rank, shuffle=True, seed=self.seed * 1_000_003)
+        sampler.skip, self._batches_seen = self._batches_seen * self.batch_size, 0
         return self._loader(samples, sampler, self.batch_size, drop_last=len(samples) >= world * self.batch_size)
+
+    def state_dict(self) -> dict[str, int]:
+        """How much of the running epoch has been seen, for checkpoints in the middle of one."""
+        if self.trainer is None:
+            return {"batches_seen": 0}
+        seen = self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        return {"batches_seen": seen % max(int(self.trainer.num_training_batches), 1)}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self._batches_seen = state_dict["batches_seen"]
 
     def val_dataloader(self) -> DataLoader[Batch]:
         return self._exact("val")
@@ -145,7 +157,8 @@ class DataModule(pl.LightningDataModule):
     def _workers(self) -> int:
         if self.num_workers is not None:
             return self.num_workers
-        return 0 if self.cache else min(8, len(os.sched_getaffinity(0)) // self._world()[0])
+        here = self.trainer.num_devices if self.trainer else 1
+        return 0 if self.cache else min(8, (os.cpu_count() or 1) // here)
 
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)

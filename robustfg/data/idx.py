@@ -27,7 +27,12 @@ class Idx:
     def __init__(self, *, root: str, download: bool = False) -> None:
         folder = Path(root).expanduser()
         if download:
-            self.reader(folder, download=True)
+            try:
+                self.reader(folder, download=True)
+            except (RuntimeError, OSError) as error:
+                raise UserError(
+                    f"data.download=true: could not be fetched ({error}); put the files into {folder}"
+                ) from error
         self.classes = self.default_classes
         self.genera = None
         self.train = self._split(folder, "train")

@@ -29,8 +29,15 @@ class EpochSampler(DistributedSampler[int]):
     """Shuffles anew every epoch, as a function of seed and epoch, and says in each item which epoch it belongs to.
 
     Items are ``epoch * len(dataset) + position``, so that loader processes, which live longer than an epoch, know it.
+
+    Attributes:
+        skip: samples of this rank to leave out of the next pass, which an interrupted epoch has already seen.
     """
+
+    skip: int = 0
 
     def __iter__(self) -> Iterator[int]:
         assert isinstance(self.dataset, Sized)
-        return (self.epoch * len(self.dataset) + position for position in super().__iter__())
+        items = [self.epoch * len(self.dataset) + position for position in super().__iter__()]
+        skipped, self.skip = self.skip, 0
+        return iter(items[skipped:])

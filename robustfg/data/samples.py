@@ -51,7 +51,7 @@ class Samples(Dataset[Batch]):
         generator = torch.default_generator  # the one that transforms use; fork_rng costs more than they do
         state = generator.get_state()
         try:
-            generator.manual_seed((self.seed * 1_000_003 + epoch) * 16_777_213 + position)
+            generator.manual_seed(((self.seed * 1_000_003 + epoch) * 16_777_213 + position) % 2**63)
             return self.transform(image)
         finally:
             generator.set_state(state)

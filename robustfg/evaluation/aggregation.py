@@ -10,8 +10,6 @@ from numpy.typing import NDArray
 from robustfg.evaluation.records import CLEAN, column
 from robustfg.evaluation.statistics import counted
 
-Correct = dict[int, bool]
-
 
 def correct_per_sample(table: pa.Table, attacks: Iterable[str]) -> NDArray[np.bool_]:
     """Whether each sample is right under every restart of every given attack; samples in the order of their ids.
@@ -54,5 +52,6 @@ def summarise(
         "n": n,
         "clean": counted(int(correct_per_sample(table, [CLEAN]).sum()), n),
         "attacks": attacks,
+        "borderline": int(column(table, "borderline").astype(bool).sum()),
         "worst_case": counted(int(correct_per_sample(table, [CLEAN, *descriptions, *also]).sum()), n),
     }

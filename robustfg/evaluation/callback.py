@@ -1,6 +1,10 @@
 """The robustness evaluation as a Lightning callback, exact on any number of processes."""
 
 import json
+import shutil
+import signal
+import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -46,6 +50,8 @@ class RobustnessEvaluation(pl.Callback):
         attacks: the suite, by name.
         folder: the run's folder.
         about: what else ``summary.json`` says at its top, such as the run's and the data's name.
+        context: settings of data and model that ids and weights do not tell; rows of an interrupted evaluation are
+            continued only under the same.
         split: the split evaluated by ``trainer.test``.
         perturbations: keep the worst perturbation of every broken sample.
         gallery: number of broken samples whose images are kept for the page.
@@ -61,6 +67,7 @@ class RobustnessEvaluation(pl.Callback):
         attacks: Mapping[str, Attack],
         folder: str | Path,
         about: Mapping[str, Any] | None = None,
+        context: Mapping[str, Any] | None = None,
         split: str = "test",
         perturbations: bool = True,
         gallery: int = 8,
@@ -69,6 +76,9 @@ class RobustnessEvaluation(pl.Callback):
         if not attacks:
             raise UserError("attack is empty; choose a suite such as attack=quick")
         self.attacks, self.folder, self.about = dict(attacks), Path(folder) / "robustness", dict(about or {})
+        self.context = dict(context or {})
+        if split not in ("test", "val"):
+            raise UserError(f"evaluation.split must be test or val, got {split}")
         self.split, self.perturbations, self.gallery, self.checks = split, perturbations, gallery, checks
         self.summary: dict[str, Any] | None = None
 
@@ -89,7 +99,10 @@ class RobustnessEvaluation(pl.Callback):
         described: dict[str, Mapping[str, object]] = {CLEAN: {}, FINITE_DIFFERENCE: {}, DETERMINISM: {}} | {
             name: attack.describe() for name, attack in (self.attacks | dict(self.probe.attacks)).items()
         }
-        prints = {name: fingerprint(weights, str(self.ids), name, text) for name, text in described.items()}
+        about = [weights, self.ids, self.context]
+        prints = {name: fingerprint([*about, name, dict(text)]) for name, text in described.items()}
+        if threading.current_thread() is threading.main_thread():  # rows are safe: leave at once, without collectives
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         self.store = RecordStore(self.folder, trainer.global_rank, prints)
         self.train_mode = sum(module.training for module in pl_module.modules())
         self.probabilities, self.weights = 0, weights
@@ -121,9 +134,14 @@ class RobustnessEvaluation(pl.Callback):
         _require_complete(table, data.positions[self.split], self.attacks)
         facts = self._facts(trainer, cast(Evaluated, pl_module))
         summary = self._summary(table, facts, trainer)
+        if trainer.is_global_zero:  # what an earlier evaluation left here
+            shutil.rmtree(self.folder / "perturbations", ignore_errors=True)
+            (self.folder / "gallery.npz").unlink(missing_ok=True)
+        trainer.strategy.barrier("earlier files removed")
+        worst = self._claimed(trainer)
         if self.perturbations:
-            self.store.write_perturbations(self.folder / "perturbations", world)
-            self._write_gallery(trainer, table)
+            self.store.write_perturbations(self.folder / "perturbations", world, worst)
+        self._write_gallery(trainer, table, worst)
         if trainer.is_global_zero:
             write_table(table, self.folder / "records.parquet")
             beside = self.folder / "summary.tmp"
@@ -194,11 +212,21 @@ class RobustnessEvaluation(pl.Callback):
             "verdict": verdict(checks) if checks else "upper bound, unverified",
         }
 
-    def _write_gallery(self, trainer: pl.Trainer, table: Any) -> None:
+    def _claimed(self, trainer: pl.Trainer) -> dict[int, float]:
+        """The perturbations that this rank writes: of every sample the worst that any rank holds, once."""
+        ranks = gathered(self.store.worst_margins(trainer.world_size))
+        owner: dict[int, int] = {}
+        for rank, margins in enumerate(ranks):
+            for index, margin in margins.items():
+                if index not in owner or margin < ranks[owner[index]][index]:
+                    owner[index] = rank
+        return {index: ranks[rank][index] for index, rank in owner.items() if rank == trainer.global_rank}
+
+    def _write_gallery(self, trainer: pl.Trainer, table: Any, worst: dict[int, float]) -> None:
         """Clean image and perturbation of the first broken samples that are right when clean."""
         right = correct_per_sample(table, [CLEAN]) & ~correct_per_sample(table, self.attacks)
         broken = np.unique(column(table, "index"))[right].tolist()
-        chosen = set(broken[: self.gallery])
+        chosen = {index: worst[index] for index in broken[: self.gallery] if index in worst}
         found = {
             p.index: p for part in gathered(list(self.store.perturbations(trainer.world_size, chosen))) for p in part
         }

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 
 from torch import nn
 
@@ -16,7 +15,6 @@ def weights_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(weights: str, ids: str, name: str, description: Mapping[str, object]) -> str:
-    """Identifies the rows of one attack on these weights and samples."""
-    text = json.dumps([weights, ids, name, dict(description)], sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+def fingerprint(parts: list[object]) -> str:
+    """A short hash of plain containers."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]

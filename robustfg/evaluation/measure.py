@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks import Attack, Attempt
+from robustfg.errors import UserError
 from robustfg.evaluation.records import CLEAN, Perturbation
 from robustfg.types import Batch, Output, decision_margin
 
 BORDERLINE = 1e-4  # a smaller margin may flip with the batch size: such samples are decided alone
+
+
+def borderline(scale: Tensor) -> Tensor:
+    """Margin under which float32 does not decide: 1e-4, or as much of the largest logit where that is over 1."""
+    return BORDERLINE * scale.clamp_min(1)
 
 
 class Classify(Protocol):
@@ -39,16 +45,19 @@ def exact_arithmetic() -> Iterator[None]:
 def verdicts(model: Classify, image: Tensor, label: Tensor) -> dict[str, Tensor]:
     """Prediction, correctness, margin and anomaly of every sample; borderline ones are decided in a batch of one."""
     output = model(image)
+    if not bool(output.logits.isfinite().all()):
+        raise UserError("the model's outputs are not finite, so no accuracy can be told; the weights are damaged")
     found = {
         "prediction": output.logits.argmax(1),
         "margin": decision_margin(output.logits, label),
         "anomaly": model.anomaly(output),
     }
-    for sample in (found["margin"].abs() < BORDERLINE).nonzero().flatten().tolist() if len(label) > 1 else ():
+    near = found["margin"].abs() < borderline(output.logits.abs().amax(1))
+    for sample in near.nonzero().flatten().tolist() if len(label) > 1 else ():
         alone = verdicts(model, image[sample : sample + 1], label[sample : sample + 1])
         for name in found:
             found[name][sample] = alone[name][0]
-    return found | {"correct": found["prediction"] == label}
+    return found | {"correct": found["prediction"] == label, "borderline": near}
 
 
 def measure_clean(model: Classify, batch: Batch) -> list[dict[str, Any]]:

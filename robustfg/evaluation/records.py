@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         "forwards": pa.int64(),
         "backwards": pa.int64(),
         "dead_gradient": pa.bool_(),
+        "borderline": pa.bool_(),
         "seconds": pa.float64(),
     }
 )
@@ -76,14 +77,14 @@ class RecordStore:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.rank, self.fingerprints = folder, rank, dict(fingerprints)
         self.database = sqlite3.connect(self._path(rank))
-        self.database.execute("PRAGMA journal_mode=WAL")
+        self.database.execute("PRAGMA journal_mode=TRUNCATE")
         columns = ", ".join(f'"{name}"' for name in SCHEMA.names)
         self.database.execute(
             f'CREATE TABLE IF NOT EXISTS rows ({columns}, fingerprint, PRIMARY KEY (fingerprint, "index", restart))'
         )
         self.database.execute(
             "CREATE TABLE IF NOT EXISTS perturbations "
-            '("index" INTEGER, fingerprint, attack, restart, margin, dtype, shape, delta BLOB, PRIMARY KEY ("index"))'
+            '("index" INTEGER, fingerprint, attack, restart, margin, dtype, shape, delta BLOB, PRIMARY KEY (fingerprint, "index"))'
         )
         self.done = {(row["attack"], row["index"]) for row in self._read(sorted(folder.glob(_PATTERN)))}
 
@@ -99,9 +100,8 @@ class RecordStore:
             )
             self.database.executemany(
                 "INSERT INTO perturbations VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
-                'ON CONFLICT ("index") DO UPDATE SET fingerprint=excluded.fingerprint, attack=excluded.attack, '
-                "restart=excluded.restart, margin=excluded.margin, dtype=excluded.dtype, shape=excluded.shape, "
-                "delta=excluded.delta WHERE excluded.margin < margin",
+                'ON CONFLICT (fingerprint, "index") DO UPDATE SET restart=excluded.restart, margin=excluded.margin, '
+                "dtype=excluded.dtype, shape=excluded.shape, delta=excluded.delta WHERE excluded.margin < margin",
                 [
                     (p.index, self.fingerprints[p.attack], p.attack, p.restart, p.margin, str(p.delta.dtype),
                      ",".join(map(str, p.delta.shape)), p.delta.tobytes())
@@ -113,24 +113,39 @@ class RecordStore:
         """Rows that this process answers for: its own, and on rank 0 those of ranks that no longer exist."""
         return self._read(self._own_files(world))
 
-    def perturbations(self, world: int, wanted: set[int] | None = None) -> Iterator[Perturbation]:
-        """The worst perturbation of every broken sample of ``own_rows``, or of the wanted ones."""
+    def worst_margins(self, world: int) -> dict[int, float]:
+        """The smallest margin at which the files of ``own_rows`` hold a perturbation, by sample."""
+        worst: dict[int, float] = {}
+        for index, margin in self._stored_perturbations(world, "margin"):
+            worst[index] = min(margin, worst.get(index, margin))
+        return worst
+
+    def perturbations(self, world: int, wanted: Mapping[int, float]) -> Iterator[Perturbation]:
+        """One perturbation of every wanted sample in the files of ``own_rows``: the one with the given margin."""
+        given = set()
+        stored = self._stored_perturbations(world, "margin, attack, restart, dtype, shape, delta")
+        for index, margin, attack, restart, dtype, shape, delta in stored:
+            if wanted.get(index) == margin and index not in given:
+                given.add(index)
+                size = tuple(map(int, shape.split(",")))
+                yield Perturbation(index, attack, restart, margin, np.frombuffer(delta, dtype).reshape(size))
+
+    def _stored_perturbations(self, world: int, columns: str) -> Iterator[tuple[Any, ...]]:
         known = set(self.fingerprints.values())
-        query = 'SELECT "index", attack, restart, margin, dtype, shape, delta, fingerprint FROM perturbations'
         for path in self._own_files(world):
             with sqlite3.connect(path) as database:
-                for index, attack, restart, margin, dtype, shape, delta, fingerprint in database.execute(query):
-                    if fingerprint in known and (wanted is None or index in wanted):
-                        size = tuple(map(int, shape.split(",")))
-                        yield Perturbation(index, attack, restart, margin, np.frombuffer(delta, dtype).reshape(size))
+                query = f'SELECT fingerprint, "index", {columns} FROM perturbations'
+                for fingerprint, *row in database.execute(query):
+                    if fingerprint in known:
+                        yield tuple(row)
 
-    def write_perturbations(self, folder: Path, world: int) -> None:
-        """Writes the worst perturbation of every broken sample of ``own_rows`` to a Parquet file of this rank."""
+    def write_perturbations(self, folder: Path, world: int, wanted: Mapping[int, float]) -> None:
+        """Writes the wanted perturbations in the files of ``own_rows`` to a Parquet file of this rank."""
         folder.mkdir(parents=True, exist_ok=True)
         target = folder / f"part-{self.rank:05d}.parquet"
         beside = target.with_suffix(".tmp")
         with pq.ParquetWriter(beside, PERTURBATION_SCHEMA, compression="zstd") as writer:
-            for p in self.perturbations(world):
+            for p in self.perturbations(world, wanted):
                 row = (p.index, p.attack, p.restart, p.margin, str(p.delta.dtype), p.delta.shape, p.delta.tobytes())
                 writer.write_table(pa.table([[value] for value in row], schema=PERTURBATION_SCHEMA))
         beside.replace(target)
@@ -159,7 +174,7 @@ class RecordStore:
                 for *values, fingerprint in cursor:
                     row = dict(zip(SCHEMA.names, values, strict=True))
                     if self.fingerprints.get(row["attack"]) == fingerprint:
-                        row["correct"], row["dead_gradient"] = bool(row["correct"]), bool(row["dead_gradient"])
+                        row |= {name: bool(row[name]) for name in ("correct", "dead_gradient", "borderline")}
                         rows.append(row)
         return rows
 

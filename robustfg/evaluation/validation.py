@@ -20,23 +20,20 @@ class ValidationRobustness(pl.Callback):
 
     Args:
         attacks: the suite; its last attack is used.
-        every_n_epochs: how often.
         samples: size of the part, which is fixed and class-balanced.
     """
 
-    def __init__(self, *, attacks: Mapping[str, Attack], every_n_epochs: int = 1, samples: int = 128) -> None:
+    def __init__(self, *, attacks: Mapping[str, Attack], samples: int = 128) -> None:
         self.attack = list(attacks.values())[-1]
-        self.every_n_epochs, self.samples = every_n_epochs, samples
+        self.samples = samples
         self.chosen: set[int] = set()
         self.correct = self.n = 0
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.chosen, self.correct, self.n = set(), 0, 0
-        if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            data = trainer.datamodule  # type: ignore[attr-defined]
-            assert isinstance(data, DataModule)
-            subset = balanced_subset(np.asarray(data.samples("val").labels), self.samples)
-            self.chosen = set(data.positions["val"][subset].tolist())
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, DataModule)
+        subset = balanced_subset(np.asarray(data.samples("val").labels), self.samples)
+        self.chosen, self.correct, self.n = set(data.positions["val"][subset].tolist()), 0, 0
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
@@ -55,5 +52,4 @@ class ValidationRobustness(pl.Callback):
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         correct, n = total([self.correct, self.n])
-        if n:
-            pl_module.log("val/robust_accuracy", correct / n, prog_bar=True, rank_zero_only=False)
+        pl_module.log("val/robust_accuracy", correct / n, prog_bar=True, rank_zero_only=False)

@@ -21,6 +21,8 @@ class MetricsCsv(Logger):
         super().__init__()
         self.path = Path(path)
         self.rows: list[dict[str, Any]] = []
+        self.columns: list[str] = []  # of the file as it was last written by us
+        self.saved = 0  # rows in it
         self._resuming = self.path.is_file()
         if self._resuming:
             with self.path.open(newline="") as file:
@@ -53,12 +55,17 @@ class MetricsCsv(Logger):
     @rank_zero_only
     def save(self) -> None:
         columns = ["step", "epoch", *sorted({key for row in self.rows for key in row} - {"step", "epoch"})]
-        beside = self.path.with_suffix(".tmp")
-        with beside.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        beside.replace(self.path)
+        if columns == self.columns and self.path.is_file():
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, columns).writerows(self.rows[self.saved :])
+        else:
+            beside = self.path.with_suffix(".tmp")
+            with beside.open("w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+            beside.replace(self.path)
+        self.columns, self.saved = columns, len(self.rows)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

@@ -12,7 +12,7 @@ def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, settings, accuracy with interval and counts of everything evaluated, clean first, worst case last."""
     entries = [("clean", "", summary["clean"])]
     entries += [(name, settings(part), part) for name, part in summary["attacks"].items()]
-    entries += [("worst case", "per sample, all of the above", summary["worst_case"])]
+    entries += [("worst case", "per sample, over all that was run", summary["worst_case"])]
     return [(name, text, percent(part), f"{part['correct']} / {part['n']}") for name, text, part in entries]
 
 

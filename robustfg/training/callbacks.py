@@ -1,16 +1,27 @@
 """Callbacks of every training run."""
 
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import TQDMProgressBar
+import torch
+from pytorch_lightning.callbacks import EMAWeightAveraging, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from robustfg.errors import UserError
+
+LOOK_EVERY = 10  # batches between two looks at the other processes, which cost a collective
 
 
 class SaveOnInterrupt(pl.Callback):
     """Writes ``last.ckpt`` on Ctrl-C and SIGTERM, so that the run can be continued.
+
+    SIGTERM only sets a flag; all processes agree on it and stop at the same step. (Lightning's own handler starts a
+    collective inside the signal handler, which hangs when every process gets the signal, as SLURM sends it.)
 
     Args:
         path: the file.
@@ -18,6 +29,27 @@ class SaveOnInterrupt(pl.Callback):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.told_to_stop = False
+        self.previous: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self.previous = signal.signal(signal.SIGTERM, self._note)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.previous is not None:
+            signal.signal(signal.SIGTERM, self.previous)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        stop = self.told_to_stop
+        if trainer.world_size > 1:
+            if batch_idx % LOOK_EVERY:
+                return
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop:
+            raise SIGTERMException
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == "fit":
@@ -25,6 +57,30 @@ class SaveOnInterrupt(pl.Callback):
             trainer.save_checkpoint(beside)
             if trainer.is_global_zero:
                 beside.replace(self.path)
+
+    def _note(self, *_: Any) -> None:
+        self.told_to_stop = True
+
+
+class WarmedEma(EMAWeightAveraging):
+    """An exponential moving average of the weights whose decay grows from 0, so that the first weights are forgotten.
+
+    After n averaged steps the decay is min(decay, (1 + n) / (10 + n)), as TensorFlow's averages have it.
+
+    Args:
+        decay: the final decay.
+    """
+
+    def __init__(self, *, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise UserError(f"callbacks.ema.decay must be in [0, 1), got {decay}")
+        super().__init__()
+
+        def average(mean: Tensor, value: Tensor, count: Tensor) -> Tensor:
+            steps = float(count)
+            return torch.lerp(mean, value, 1 - min(decay, (1 + steps) / (10 + steps)))
+
+        self._kwargs["avg_fn"] = average
 
 
 class TrainingBar(TQDMProgressBar):

@@ -22,7 +22,7 @@ def test_rows_of_other_weights_or_settings_are_ignored(tmp_path):
     RecordStore(tmp_path, 0, PRINTS).add([row(4, "a", 0, False), row(4, "b", 0, True)], [broken(4, -1.0)])
     again = RecordStore(tmp_path, 0, PRINTS | {"a": "other"})
     assert again.done == {("b", 4)}
-    assert list(again.perturbations(1)) == []
+    assert again.worst_margins(1) == {}
 
 
 def test_every_row_has_one_owner_whatever_the_number_of_processes(tmp_path):
@@ -38,7 +38,8 @@ def test_a_sample_keeps_its_worst_perturbation(tmp_path):
     store.add([row(4, "a", 0, False)], [broken(4, -1.0, "a", 1)])
     store.add([row(4, "b", 0, False)], [broken(4, -2.0, "b", 2)])
     store.add([row(4, "a", 0, False)], [broken(4, -0.5, "a", 3)])
-    (kept,) = store.perturbations(1)
+    assert store.worst_margins(1) == {4: -2.0}
+    (kept,) = store.perturbations(1, {4: -2.0})
     assert (kept.attack, kept.margin, int(kept.delta[0, 0, 0])) == ("b", -2.0, 2)
 
 
@@ -46,7 +47,7 @@ def test_perturbations_come_back_from_parquet_as_they_were(tmp_path):
     store = RecordStore(tmp_path / "r", 0, PRINTS)
     delta = np.random.default_rng(0).normal(size=(3, 2, 2)).astype(np.float32)
     store.add([], [broken(1, -1.0), Perturbation(2, "a", 0, -1.0, delta)])
-    store.write_perturbations(tmp_path / "p", 1)
+    store.write_perturbations(tmp_path / "p", 1, {1: -1.0, 2: -1.0})
     rows = pq.read_table(tmp_path / "p").to_pylist()
     read = {r["index"]: np.frombuffer(r["delta"], r["dtype"]).reshape(r["shape"]) for r in rows}
     assert np.array_equal(read[1], np.full((3, 2, 2), 3, np.int8))
@@ -69,3 +70,12 @@ def test_table_is_sorted_and_written_whole(tmp_path):
         ("a", 0, 9), ("a", 1, 9), ("b", 0, 1), ("b", 0, 2),
     ]  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["records.parquet"]
+
+
+def test_an_older_perturbation_of_other_settings_does_not_hide_a_new_one(tmp_path):
+    RecordStore(tmp_path, 0, PRINTS).add([row(4, "a", 0, False)], [broken(4, -9.0)])
+    again = RecordStore(tmp_path, 0, PRINTS | {"a": "other"})
+    again.add([row(4, "a", 0, False)], [broken(4, -1.0, value=5)])
+    assert again.worst_margins(1) == {4: -1.0}
+    (kept,) = again.perturbations(1, {4: -1.0})
+    assert int(kept.delta[0, 0, 0]) == 5

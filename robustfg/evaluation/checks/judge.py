@@ -88,7 +88,8 @@ def _same_clean(table: pa.Table, facts: Facts) -> Check:
     detail = "the test loop and the evaluation count the same correct samples"
     if facts.test_correct is None:
         return Check("same_clean", "inconclusive", 0, _size(table), detail + ": the test loop ran in half precision")
-    return _status("same_clean", abs(facts.test_correct - counted), _size(table), detail, bool)
+    near = int(column(_chosen(table, [CLEAN]), "borderline").astype(bool).sum())  # decided alone here, in a batch there
+    return _status("same_clean", abs(facts.test_correct - counted), _size(table), detail, lambda c: c > near)
 
 
 def _probe(table: pa.Table, name: str, attack: str, detail: str, rate: float) -> Check:
