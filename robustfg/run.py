@@ -32,6 +32,7 @@ MACHINE = {"num_workers", "cache", "eval_batch_size", "max_test_samples", "root"
 
 UNHELPFUL = (
     ".*LeafSpec.*",
+    ".*your dataloader is not resumable.*",  # ours is, through the data module's state
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",

@@ -22,7 +22,7 @@ def start(command, *overrides, cwd=None, start_new_session=False, **environment)
 
 
 def finished(process):
-    process.output, process.errors = process.communicate(timeout=300)
+    process.output, process.errors = process.communicate(timeout=120)
     return process
 
 

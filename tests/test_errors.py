@@ -74,7 +74,10 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data=birds"], r"data has 12 classes and .*best.ckpt was trained on 10; class '0' against"),
+        (
+            ["data=birds", "data.image_size=16"],
+            r"data has 16 classes and .*best.ckpt was trained on 10; class '0' against",
+        ),
         (["model.name=resnet50"], r"model.name=resnet50, but checkpoint=.*best.ckpt holds resnet18"),
         (["loss=gm"], r"loss cannot be chosen for a checkpoint"),
         (["model.weights=/x.pth"], r"model.weights and model.pretrained cannot be set for a checkpoint"),

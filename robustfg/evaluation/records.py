@@ -84,7 +84,8 @@ class RecordStore:
         )
         self.database.execute(
             "CREATE TABLE IF NOT EXISTS perturbations "
-            '("index" INTEGER, fingerprint, attack, restart, margin, dtype, shape, delta BLOB, PRIMARY KEY (fingerprint, "index"))'
+            '("index" INTEGER, fingerprint, attack, restart, margin, dtype, shape, delta BLOB, '
+            'PRIMARY KEY (fingerprint, "index"))'
         )
         self.done = {(row["attack"], row["index"]) for row in self._read(sorted(folder.glob(_PATTERN)))}
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.callbacks import EMAWeightAveraging, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from pytorch_lightning.utilities.exceptions import SIGTERMException
@@ -32,11 +31,11 @@ class SaveOnInterrupt(pl.Callback):
         self.told_to_stop = False
         self.previous: Any = None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
             self.previous = signal.signal(signal.SIGTERM, self._note)
 
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.previous is not None:
             signal.signal(signal.SIGTERM, self.previous)
 
@@ -78,7 +77,8 @@ class WarmedEma(EMAWeightAveraging):
 
         def average(mean: Tensor, value: Tensor, count: Tensor) -> Tensor:
             steps = float(count)
-            return torch.lerp(mean, value, 1 - min(decay, (1 + steps) / (10 + steps)))
+            kept = min(decay, (1 + steps) / (10 + steps))
+            return kept * mean + (1 - kept) * value
 
         self._kwargs["avg_fn"] = average
 
