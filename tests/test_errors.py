@@ -74,10 +74,6 @@ def checkpoint(tmp_path_factory):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["data=birds", "data.image_size=16"],
-            r"data has 16 classes and .*best.ckpt was trained on 10; class '0' against",
-        ),
         (["model.name=resnet50"], r"model.name=resnet50, but checkpoint=.*best.ckpt holds resnet18"),
         (["loss=gm"], r"loss cannot be chosen for a checkpoint"),
         (["model.weights=/x.pth"], r"model.weights and model.pretrained cannot be set for a checkpoint"),
@@ -88,6 +84,16 @@ def checkpoint(tmp_path_factory):
 def test_what_does_not_fit_a_checkpoint_is_named(checkpoint, tmp_path, overrides, message):
     with pytest.raises(UserError, match=message):
         evaluate(config_of("evaluate", f"checkpoint={checkpoint}", *overrides), tmp_path, command=[])
+
+
+def test_data_with_other_classes_than_the_checkpoints_is_named(checkpoint, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / "data" / name / f"{i}.png")
+    other = ("data=folder", f"data.root={tmp_path / 'data'}", "data.image_size=16")
+    with pytest.raises(UserError, match=r"data has 2 classes and .*best.ckpt was trained on 10; class '0' against 'a'"):
+        evaluate(config_of("evaluate", f"checkpoint={checkpoint}", *other), tmp_path, command=[])
 
 
 def test_evaluate_needs_a_checkpoint_or_a_model(tmp_path):
