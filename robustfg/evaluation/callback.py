@@ -108,7 +108,8 @@ class RobustnessEvaluation(pl.Callback):
         self.probabilities, self.weights = 0, weights
         batches = trainer.num_test_batches[0]
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-        self.progress = AttackProgress(list(self.attacks.values()), int(batches), enabled=shown)
+        everything = [*self.attacks.values(), *self.probe.attacks.values()]
+        self.progress = AttackProgress(everything, int(batches), enabled=shown)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
@@ -124,7 +125,12 @@ class RobustnessEvaluation(pl.Callback):
             for attack in self.attacks.values():
                 with self.progress.attacking(attack, pl_module, batch_idx):
                     self._attack(model, attack, batch, right, keep=self.perturbations)
-            self._check(model, batch, right)
+            probed = torch.tensor([i in self.probe.samples for i in batch.index.tolist()], device=right.device)
+            part = Batch(batch.image[probed], batch.label[probed], batch.index[probed])
+            self._probe(model, part)
+            for attack in self.probe.attacks.values():
+                with self.progress.attacking(attack, pl_module, batch_idx):
+                    self._attack(model, attack, part, right[probed], keep=False)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.progress.stop()
@@ -170,17 +176,13 @@ class RobustnessEvaluation(pl.Callback):
     def _add(self, rows: list[dict[str, Any]]) -> None:
         self.store.add([row for row in rows if (row["attack"], row["index"]) not in self.store.done], [])
 
-    def _check(self, model: Evaluated, batch: Batch, right: Tensor) -> None:
-        probed = torch.tensor([i in self.probe.samples for i in batch.index.tolist()], device=right.device)
-        if not bool(probed.any()):
-            return
-        part = Batch(batch.image[probed], batch.label[probed], batch.index[probed])
-        for name, probe in ((FINITE_DIFFERENCE, finite_difference), (DETERMINISM, deterministic)):
-            behaved = probe(model, part).tolist()
-            rows = [row | {"attack": name} for row in measure_clean(model, part)]
-            self._add([row | {"correct": ok} for row, ok in zip(rows, behaved, strict=True)])
-        for attack in self.probe.attacks.values():
-            self._attack(model, attack, part, right[probed], keep=False)
+    def _probe(self, model: Evaluated, batch: Batch) -> None:
+        """Records the checks that are no attacks, on samples that an interrupted evaluation has not done."""
+        for name, behaves in ((FINITE_DIFFERENCE, finite_difference), (DETERMINISM, deterministic)):
+            if any((name, i) not in self.store.done for i in batch.index.tolist()):
+                rows = [row | {"attack": name} for row in measure_clean(model, batch)]
+                behaved = behaves(model, batch).tolist()
+                self._add([row | {"correct": ok} for row, ok in zip(rows, behaved, strict=True)])
 
     @torch.no_grad()
     def _note_probabilities(self, model: Evaluated, batch: Batch) -> None:
