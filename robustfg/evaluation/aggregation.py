@@ -55,3 +55,19 @@ def summarise(
         "borderline": int(column(table, "borderline").astype(bool).sum()),
         "worst_case": counted(int(correct_per_sample(table, [CLEAN, *descriptions, *also]).sum()), n),
     }
+
+
+def require_complete(table: pa.Table, positions: NDArray[np.int64], restarts: Mapping[str, int]) -> None:
+    """Raises RuntimeError unless every sample is there exactly once per attack and restart, and once clean.
+
+    Args:
+        table: all rows.
+        positions: ids of the evaluated samples.
+        restarts: number of restarts of every attack by name.
+    """
+    for name, count in {CLEAN: 1, **restarts}.items():
+        chosen = column(table, "attack") == name
+        for restart in range(count):
+            found = np.sort(column(table, "index")[chosen & (column(table, "restart") == restart)])
+            if not np.array_equal(found, np.sort(positions)):
+                raise RuntimeError(f"{name}, restart {restart}: {len(found)} records for {len(positions)} samples")

@@ -20,7 +20,7 @@ from robustfg.attacks import Attack
 from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
 from robustfg.errors import UserError
-from robustfg.evaluation.aggregation import correct_per_sample, summarise
+from robustfg.evaluation.aggregation import correct_per_sample, require_complete, summarise
 from robustfg.evaluation.checks import Facts, Probe, judge, verdict
 from robustfg.evaluation.checks.probes import (
     DETERMINISM,
@@ -30,10 +30,11 @@ from robustfg.evaluation.checks.probes import (
     finite_difference,
 )
 from robustfg.evaluation.fingerprint import fingerprint, weights_sha256
+from robustfg.evaluation.gallery import write_gallery
 from robustfg.evaluation.gather import gathered, total
 from robustfg.evaluation.measure import Classify, exact_arithmetic, measure_attack, measure_clean
 from robustfg.evaluation.progress import AttackProgress
-from robustfg.evaluation.records import CLEAN, Perturbation, RecordStore, column, table_of, write_table
+from robustfg.evaluation.records import CLEAN, RecordStore, column, table_of, write_table
 from robustfg.types import Batch
 
 
@@ -137,7 +138,7 @@ class RobustnessEvaluation(pl.Callback):
         data, world = _data(trainer), trainer.world_size
         rows = [row for part in gathered(self.store.own_rows(world)) for row in part]
         table = table_of(rows)
-        _require_complete(table, data.positions[self.split], self.attacks)
+        require_complete(table, data.positions[self.split], {name: a.restarts for name, a in self.attacks.items()})
         facts = self._facts(trainer, cast(Evaluated, pl_module))
         summary = self._summary(table, facts, trainer)
         if trainer.is_global_zero:  # what an earlier evaluation left here
@@ -233,38 +234,10 @@ class RobustnessEvaluation(pl.Callback):
             p.index: p for part in gathered(list(self.store.perturbations(trainer.world_size, chosen))) for p in part
         }
         if trainer.is_global_zero and found:
-            samples = _data(trainer).samples(self.split)
-            where = {int(position): item for item, position in enumerate(samples.positions)}
-            first = [found[index] for index in sorted(found)]
-            delta = [p.delta / 255 if p.delta.dtype == np.int8 else p.delta for p in first]
-            np.savez_compressed(
-                self.folder / "gallery.npz",
-                index=[p.index for p in first],
-                label=[int(samples.labels[where[p.index]]) for p in first],
-                prediction=[_prediction(table, p) for p in first],
-                attack=[p.attack for p in first],
-                clean=np.stack([samples[where[p.index]].image.numpy() for p in first]),
-                delta=np.stack(delta).astype(np.float32),
-            )
+            write_gallery(self.folder / "gallery.npz", _data(trainer).samples(self.split), table, found)
 
 
 def _data(trainer: pl.Trainer) -> DataModule:
     data = trainer.datamodule  # type: ignore[attr-defined]
     assert isinstance(data, DataModule)
     return data
-
-
-def _prediction(table: Any, broken: Perturbation) -> int:
-    """The wrong class that a perturbation led to."""
-    row = (column(table, "index") == broken.index) & (column(table, "attack") == broken.attack)
-    return int(column(table, "prediction")[row & (column(table, "restart") == broken.restart)][0])
-
-
-def _require_complete(table: Any, positions: Any, attacks: Mapping[str, Attack]) -> None:
-    """Every sample exactly once per attack and restart, or the evaluation fails."""
-    for name, restarts in {CLEAN: 1, **{name: attack.restarts for name, attack in attacks.items()}}.items():
-        chosen = column(table, "attack") == name
-        for restart in range(restarts):
-            found = np.sort(column(table, "index")[chosen & (column(table, "restart") == restart)])
-            if not np.array_equal(found, np.sort(positions)):
-                raise RuntimeError(f"{name}, restart {restart}: {len(found)} records for {len(positions)} samples")

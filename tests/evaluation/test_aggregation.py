@@ -1,9 +1,10 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from toy import row
 
-from robustfg.evaluation.aggregation import correct_per_sample, summarise
+from robustfg.evaluation.aggregation import correct_per_sample, require_complete, summarise
 from robustfg.evaluation.records import CLEAN, table_of
 
 
@@ -56,3 +57,17 @@ def test_costs_are_summed_over_samples_and_restarts():
 def test_samples_come_in_the_order_of_their_ids():
     table = table_of([row(5, CLEAN, 0, False), row(2, CLEAN, 0, True)])
     assert np.array_equal(correct_per_sample(table, [CLEAN]), [True, False])
+
+
+@pytest.mark.parametrize("fault", ["missing", "twice", "foreign", "one restart missing"])
+def test_every_sample_exactly_once_or_the_evaluation_fails(fault):
+    rows = [row(i, name, r, True) for i in (3, 5) for name, r in ((CLEAN, 0), ("a", 0), ("a", 1))]
+    require_complete(table_of(rows), np.array([5, 3]), {"a": 2})
+    faulty = {
+        "missing": rows[3:],
+        "twice": [*rows, rows[0]],
+        "foreign": [*rows[:3], *({**old, "index": 9} for old in rows[3:])],
+        "one restart missing": rows[:-1],
+    }[fault]
+    with pytest.raises(RuntimeError, match="records for 2 samples"):
+        require_complete(table_of(faulty), np.array([5, 3]), {"a": 2})
