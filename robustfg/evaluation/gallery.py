@@ -11,7 +11,7 @@ from robustfg.evaluation.records import Perturbation, column
 
 
 def write_gallery(path: Path, samples: Samples, table: pa.Table, broken: Mapping[int, Perturbation]) -> None:
-    """Writes an archive of ``index``, ``label``, ``prediction``, ``attack``, ``clean`` and ``delta``, one entry a sample.
+    """Writes an archive with one entry a sample: index, label, prediction, attack, clean image and delta.
 
     Args:
         path: the file.
