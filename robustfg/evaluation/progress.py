@@ -37,7 +37,8 @@ class AttackProgress:
     @contextmanager
     def attacking(self, attack: Attack, model: nn.Module, batch: int) -> Iterator[None]:
         """Follows one attack on one batch by the model's forwards; an early end counts as done."""
-        self.bar.update(self.task, description=f"{attack.name}, batch {batch + 1} of {self.batches}")
+        name = attack.name.removeprefix("check:")
+        self.bar.update(self.task, description=f"{name}, batch {batch + 1}/{self.batches}")
         end = self.finished + steps_of(attack)
 
         def step(module: nn.Module, inputs: Any) -> None:
