@@ -79,3 +79,12 @@ def test_an_older_perturbation_of_other_settings_does_not_hide_a_new_one(tmp_pat
     assert again.worst_margins(1) == {4: -1.0}
     (kept,) = again.perturbations(1, {4: -1.0})
     assert int(kept.delta[0, 0, 0]) == 5
+
+
+def test_a_later_restart_replaces_a_perturbation_only_by_a_worse_one(tmp_path):
+    store = RecordStore(tmp_path, 0, PRINTS)
+    for margin, value in ((-1.0, 1), (-2.0, 2), (-0.5, 3)):
+        store.add([row(4, "a", 0, False)], [broken(4, margin, value=value)])
+    assert store.worst_margins(1) == {4: -2.0}
+    (kept,) = store.perturbations(1, {4: -2.0})
+    assert int(kept.delta[0, 0, 0]) == 2
