@@ -1,6 +1,7 @@
 """Running the commands: as real processes, or in this one where only their outcome matters."""
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -17,12 +18,20 @@ def start(command, *overrides, cwd=None, start_new_session=False, **environment)
     return subprocess.Popen(
         [sys.executable, "-m", f"robustfg.{command}", *map(str, overrides), QUIET],
         cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=start_new_session,
+        start_new_session=start_new_session, preexec_fn=obey_interrupts,
     )  # fmt: skip
 
 
+def obey_interrupts():
+    """A background job of a shell ignores Ctrl-C, and so would what it starts."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def finished(process):
-    process.output, process.errors = process.communicate(timeout=120)
+    try:
+        process.output, process.errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
     return process
 
 
