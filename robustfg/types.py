@@ -1,10 +1,15 @@
 """What passes between the parts: a batch of samples and a classifier's output."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
+
+pixels_checked: ContextVar[bool] = ContextVar("pixels_checked", default=False)
+"""True inside an attack, which has checked its images: the model's own check would wait for the device every time."""
 
 
 class Batch(NamedTuple):
@@ -31,17 +36,37 @@ class Output:
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     """Spatial evidence by name, each ``(B, 1, h, w)``."""
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Output":
+        """The same with every tensor changed."""
+        return Output(
+            logits=change(self.logits),
+            embedding=change(self.embedding),
+            heads={name: change(value) for name, value in self.heads.items()},
+            maps={name: change(value) for name, value in self.maps.items()},
+        )
+
     def chunk(self, count: int) -> "list[Output]":
         """Cuts the batch into ``count`` equal parts."""
-        return [
-            Output(
-                logits=self.logits.chunk(count)[part],
-                embedding=self.embedding.chunk(count)[part],
-                heads={name: value.chunk(count)[part] for name, value in self.heads.items()},
-                maps={name: value.chunk(count)[part] for name, value in self.maps.items()},
-            )
-            for part in range(count)
-        ]
+        return [self.map(lambda value, part=part: value.chunk(count)[part]) for part in range(count)]  # type: ignore[misc]
+
+
+def mapped(answer: "Output | Tensor", change: Callable[[Tensor], Tensor]) -> "Output | Tensor":
+    """An output, or plain logits, with every tensor changed."""
+    return answer.map(change) if isinstance(answer, Output) else change(answer)
+
+
+def joined(answers: "Sequence[Output | Tensor]") -> "Output | Tensor":
+    """The outputs of several batches as one."""
+    outputs = [answer for answer in answers if isinstance(answer, Output)]
+    if not outputs:
+        return torch.cat([logits_of(answer) for answer in answers])
+    first = outputs[0]
+    return Output(
+        logits=torch.cat([output.logits for output in outputs]),
+        embedding=torch.cat([output.embedding for output in outputs]),
+        heads={name: torch.cat([output.heads[name] for output in outputs]) for name in first.heads},
+        maps={name: torch.cat([output.maps[name] for output in outputs]) for name in first.maps},
+    )
 
 
 def logits_of(output: "Output | Tensor") -> Tensor:

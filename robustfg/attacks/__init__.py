@@ -1,21 +1,44 @@
 """Attacks, usable without the rest: plain torch, no Lightning, no Hydra, no particular model."""
 
+from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
+from robustfg.attacks.engine import Engine
 from robustfg.attacks.gradient import GradientAttack
-from robustfg.attacks.objectives import CrossEntropy, Margin, Objective
-from robustfg.attacks.steps import Momentum, Steepest, StepRule
-from robustfg.attacks.threat import L2, Linf, Threat
+from robustfg.attacks.objectives import (
+    CrossEntropy,
+    DifferenceOfLogitsRatio,
+    KullbackLeibler,
+    Margin,
+    Objective,
+    ScaledCrossEntropy,
+)
+from robustfg.attacks.presets import BIM, FGSM, MIM, PGD
+from robustfg.attacks.steps import Momentum, Nesterov, Steepest, StepRule
+from robustfg.attacks.threat import Threat
+from robustfg.attacks.transforms import ResizeAndPad, Smoothing
 
 __all__ = [
+    "BIM",
+    "FGSM",
+    "L1",
     "L2",
+    "MIM",
+    "PGD",
     "Attack",
     "Attempt",
     "CrossEntropy",
+    "DifferenceOfLogitsRatio",
+    "Engine",
     "GradientAttack",
+    "KullbackLeibler",
     "Linf",
     "Margin",
     "Momentum",
+    "Nesterov",
     "Objective",
+    "ResizeAndPad",
+    "ScaledCrossEntropy",
+    "Smoothing",
     "Steepest",
     "StepRule",
     "Threat",

@@ -1,17 +1,15 @@
 """The gradient attack: FGSM, BIM, MIM and PGD are four settings of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import torch
-from torch import Tensor
-
-from robustfg.attacks.base import Attack, Attempt, checked
-from robustfg.attacks.freeze import Model, attackable
+from robustfg.attacks.base import Attack
+from robustfg.attacks.draws import Draws
 from robustfg.attacks.objectives import Margin, Objective
-from robustfg.attacks.steps import StepRule
+from robustfg.attacks.steps import Steepest, StepRule
+from robustfg.attacks.transforms import Smoothing, Transform
+from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
-from robustfg.types import decision_margin, logits_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +24,19 @@ class GradientAttack(Attack):
         objective: what is maximised.
         random_start: start at a point drawn uniformly from the ball; otherwise at the clean image. With several
             restarts and no random start the first begins at the clean image and the others at random.
-        last_iterate: return the last iterate whether or not an earlier one was worse, as much published code does.
+        last_iterate: return the last iterate whether or not an earlier one was worse, as much published code does. It
+            is not looked at, which saves a forward pass.
+        seen_as: a random change of the images before the model sees them, such as DI's (transfer attacks).
+        smoothing: convolves the gradient, as TI does (transfer attacks).
     """
 
-    step: StepRule
-    steps: int
+    step: StepRule = field(default_factory=lambda: Steepest(size="eps/4"))
+    steps: int = 20
     objective: Objective = field(default_factory=Margin)
     random_start: bool = False
     last_iterate: bool = False
+    seen_as: Transform | None = None
+    smoothing: Smoothing | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,6 +44,7 @@ class GradientAttack(Attack):
             raise UserError(f"steps must be >= 1, got {self.steps}")
 
     def describe(self) -> Mapping[str, object]:
+        transfer = {"seen_as": self.seen_as, "smoothing": self.smoothing}
         return {
             "norm": self.threat.norm,
             "epsilon": str(self.threat.epsilon),
@@ -52,57 +56,34 @@ class GradientAttack(Attack):
             "restarts": self.restarts,
             "objective": self.objective.name,
             "seed": self.seed,
+            **{option: repr(value) for option, value in transfer.items() if value is not None},
         }
 
-    def attempts(
-        self, model: Model, image: Tensor, label: Tensor, index: Tensor, *, draw: int = 0
-    ) -> Iterator[Attempt]:
-        for restart in range(self.restarts):
-            with attackable(model):
-                clean, target = checked(image, label)
-                start = clean
-                if self.random_start or restart:
-                    noise = self.threat.uniform(clean, index, self.seed, self.name, draw, restart)
-                    start = self.threat.project(clean + noise, clean)
-                attempt = self._ascend(model, clean, start, target)
-            self.threat.check(attempt.image, clean)
-            yield attempt
+    @property
+    def passes(self) -> int:
+        return self.restarts * (self.steps + (not self.last_iterate))
 
-    def _ascend(self, model: Model, clean: Tensor, start: Tensor, label: Tensor) -> Attempt:
-        """Climbs from ``start``; only the samples named by ``alive`` still take part."""
-        worst, worst_margin = start.clone(), start.new_full((len(start),), float("inf"))
-        forwards, first_success = torch.zeros_like(label), torch.full_like(label, -1)
-        backwards, dead = torch.zeros_like(label), torch.zeros_like(label, dtype=torch.bool)
-        alive, current, memory = torch.arange(len(start), device=start.device), start, None
-        for taken in range(self.steps + 1):
-            if len(alive) == 0:
-                break
-            current = current.detach().requires_grad_(taken < self.steps)
-            output = model(current)
-            margin = decision_margin(logits_of(output).detach(), label[alive])
-            forwards[alive] += 1
-            fooled = margin < 0
-            first_success[alive[fooled & (first_success[alive] < 0)]] = taken
-            better = torch.ones_like(fooled) if self.last_iterate else margin < worst_margin[alive]
-            worst[alive[better]] = current.detach()[better]
-            worst_margin[alive[better]] = margin[better]
-            if taken == self.steps:
-                break
-            gradient = _gradient(self.objective(output, label[alive]).sum(), current)
-            backwards[alive] += 1
-            finite = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
-            if taken == 0:
-                dead = (finite.flatten(1).abs().amax(1) == 0) | (finite != gradient).flatten(1).any(1)
-            with torch.no_grad():
-                moved, memory = self.step(current, finite, memory, self.threat)
-                current = self.threat.project(moved, clean[alive])
-                if not self.last_iterate and bool(fooled.any()):
-                    alive, current = alive[~fooled], current[~fooled]
-                    memory = memory if memory is None else memory[~fooled]
-        return Attempt(worst, worst_margin, first_success, forwards, backwards, dead)
+    def victim_options(self) -> Mapping[str, bool]:
+        return {"stay": self.last_iterate}
 
-
-def _gradient(value: Tensor, image: Tensor) -> Tensor:
-    """Derivative of ``value``; zero where the model cut the graph, which is then told as a dead gradient."""
-    gradient = torch.autograd.grad(value, image, allow_unused=True)[0] if value.requires_grad else None
-    return torch.zeros_like(image) if gradient is None else gradient
+    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+        """Climbs from the start; the samples that are fooled leave unless the last iterate counts."""
+        current, memory = victim.clean, None
+        if self.random_start or restart:
+            noise = self.threat.uniform(victim.clean, victim.index, *draws.key)
+            current = self.threat.project(victim.clean + noise, victim.clean)
+        for taken in range(self.steps):
+            shown = self.step.ahead(current, memory, self.threat)
+            seen_as = None if self.seen_as is None else self.seen_as.drawn(draws, victim.index, taken)
+            gradient = victim.slope(shown, self.objective, seen_as=seen_as).gradient
+            if self.smoothing is not None:
+                gradient = self.smoothing(gradient)
+            moved, memory = self.step(current, gradient, memory, self.threat)
+            current = self.threat.project(moved, victim.clean)
+            current, memory = victim.leave(current, memory)
+            if not len(victim):
+                return
+        if self.last_iterate:
+            victim.settle(current)
+        else:
+            victim.look(current)

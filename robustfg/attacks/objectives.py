@@ -1,13 +1,19 @@
-"""What an attack maximises: functions of a classifier's output and the true label, ``(B,)``."""
+"""What an attack maximises: functions of a classifier's output and the true label, ``(B,)``.
 
-from typing import Protocol
+An objective also serves as an attack's decision if it is positive exactly where the attacker has won (``Margin``).
+"""
 
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from robustfg.types import Output, decision_margin, logits_of
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A score of every sample that grows as the classifier gets nearer to a mistake."""
 
@@ -16,6 +22,7 @@ class Objective(Protocol):
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor: ...
 
 
+@dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of the true class. Its float32 gradient is exactly 0 from a logit gap of 104."""
 
@@ -25,6 +32,25 @@ class CrossEntropy:
         return F.cross_entropy(logits_of(output), label, reduction="none")
 
 
+@dataclass(frozen=True)
+class ScaledCrossEntropy:
+    """Cross-entropy of logits divided by their own largest gap, taken as a constant: does not saturate.
+
+    Args:
+        gap: the largest minus the smallest logit after scaling.
+    """
+
+    gap: float = 10.0
+    name = "scaled_cross_entropy"
+
+    def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
+        logits = logits_of(output)
+        spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
+        scale = self.gap / spread.clamp_min(torch.finfo(logits.dtype).tiny)
+        return F.cross_entropy(logits * scale, label, reduction="none")
+
+
+@dataclass(frozen=True)
 class Margin:
     """Largest wrong logit minus the true one (Carlini & Wagner 2017, f6). Does not saturate."""
 
@@ -32,3 +58,37 @@ class Margin:
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
         return -decision_margin(logits_of(output), label)
+
+
+@dataclass(frozen=True)
+class DifferenceOfLogitsRatio:
+    """DLR (Croce & Hein 2020, eq. 6): the margin divided by the gap of first and third logit; invariant to scale.
+
+    Needs three classes; on two it is the margin.
+    """
+
+    name = "dlr"
+
+    def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
+        logits = logits_of(output)
+        margin = -decision_margin(logits, label)
+        if logits.shape[1] < 3:
+            return margin
+        top = logits.topk(3, dim=1).values
+        return margin / (top[:, 0] - top[:, 2] + 1e-12)
+
+
+@dataclass(frozen=True)
+class KullbackLeibler:
+    """KL(p || q) from the clean prediction p to the attacked prediction q, as in TRADES (Zhang et al. 2019).
+
+    Args:
+        clean_logits: ``(B, K)`` of the same samples in the same order.
+    """
+
+    clean_logits: Tensor
+    name = "kullback_leibler"
+
+    def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
+        log_q, log_p = logits_of(output).log_softmax(1), self.clean_logits.log_softmax(1)
+        return (log_p.exp() * (log_p - log_q)).sum(1)

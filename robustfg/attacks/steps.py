@@ -29,6 +29,10 @@ class StepRule(ABC):
         direction, memory = self._direction(gradient, memory)
         return image + step_length(self.size, threat.radius) * threat.steepest(direction), memory
 
+    def ahead(self, image: Tensor, memory: Tensor | None, threat: Threat) -> Tensor:
+        """Where the gradient is taken: at the image itself, but for rules that look ahead."""
+        return image
+
     @abstractmethod
     def _direction(self, gradient: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor | None]: ...
 
@@ -57,3 +61,13 @@ class Momentum(StepRule):
         scale = gradient.abs().mean(dim=(1, 2, 3), keepdim=True).clamp_min(torch.finfo(gradient.dtype).tiny)
         velocity = gradient / scale if memory is None else self.decay * memory + gradient / scale
         return velocity, velocity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Nesterov(Momentum):
+    """Momentum whose gradient is taken one step ahead along what is remembered: NI-FGSM (Lin et al. 2020)."""
+
+    def ahead(self, image: Tensor, memory: Tensor | None, threat: Threat) -> Tensor:
+        if memory is None:
+            return image
+        return (image + step_length(self.size, threat.radius) * self.decay * threat.steepest(memory)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Threat models: which images an attacker may hand in."""
+"""Threat models: which images an attacker may hand in. The norm balls are in ``balls.py``."""
 
 import re
 from abc import ABC, abstractmethod
@@ -9,7 +9,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from robustfg.attacks.randomness import keyed_normals, keyed_uniforms
 from robustfg.errors import UserError
 
 
@@ -87,51 +86,3 @@ class Threat(ABC):
         size = self.size(adversarial.double() - clean.double())
         assert (size <= self.radius + 1e-6).all(), f"perturbation of {self.norm} size {size.max()} > {self.epsilon}"
         assert ((adversarial >= 0) & (adversarial <= 1)).all(), "adversarial image outside [0, 1]"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Linf(Threat):
-    """Every pixel value may change by at most epsilon."""
-
-    norm: ClassVar[str] = "linf"
-
-    def __post_init__(self) -> None:
-        if self.radius > 1:
-            raise UserError(f"linf epsilon is a share of the pixel range, at most 1; got {self.epsilon}, not 8/255?")
-
-    def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
-        return torch.clamp(image, clean - self.radius, clean + self.radius)
-
-    def steepest(self, gradient: Tensor) -> Tensor:
-        return gradient.sign()
-
-    def uniform(self, clean: Tensor, index: Tensor, *key: int | str) -> Tensor:
-        draws = keyed_uniforms(clean.shape[1:].numel(), index, *key).view_as(clean)
-        return ((2 * draws - 1) * self.radius).to(clean)
-
-    def size(self, perturbation: Tensor) -> Tensor:
-        return perturbation.double().flatten(1).abs().amax(1)
-
-
-@dataclass(frozen=True, kw_only=True)
-class L2(Threat):
-    """The Euclidean length of the perturbation is at most epsilon."""
-
-    norm: ClassVar[str] = "l2"
-
-    def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
-        change = image - clean
-        shrink = (self.radius / flat_norm(change).clamp_min(1e-300)).clamp_max(1)
-        return clean + change * shrink.to(change.dtype)
-
-    def steepest(self, gradient: Tensor) -> Tensor:
-        return gradient / flat_norm(gradient).to(gradient.dtype).clamp_min(torch.finfo(gradient.dtype).tiny)
-
-    def uniform(self, clean: Tensor, index: Tensor, *key: int | str) -> Tensor:
-        dimension = clean.shape[1:].numel()
-        direction = keyed_normals(dimension, index, *key, "direction")
-        distance = keyed_uniforms(1, index, *key, "distance").double() ** (1 / dimension) * self.radius
-        return (direction / flat_norm(direction) * distance).view_as(clean).to(clean)
-
-    def size(self, perturbation: Tensor) -> Tensor:
-        return flat_norm(perturbation).flatten()

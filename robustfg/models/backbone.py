@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustfg.errors import UserError
 from robustfg.models.stride import keep_map_large
 from robustfg.models.weights import check_name, create
+from robustfg.types import pixels_checked
 
 SMALL_IMAGE = 128  # below this side, strides and patches are fitted to the image
 
@@ -76,8 +77,7 @@ class Backbone(nn.Module):
 
     def normalise(self, image: Tensor) -> Tensor:
         """Checks, enlarges where asked, and normalises pixels."""
-        # Differentiated images come from an attack, which has checked them: no device synchronisation in its loop.
-        if not image.requires_grad and not torch.compiler.is_compiling():
+        if not pixels_checked.get() and not torch.compiler.is_compiling():
             low, high = torch.aminmax(image)
             if not (low >= 0 and high <= 1):
                 raise ValueError(f"images must lie in [0, 1], got [{low:.3g}, {high:.3g}]")

@@ -6,30 +6,61 @@ import pytest
 import torch
 from scipy import stats
 
-from robustfg.attacks.randomness import keyed_normals, keyed_uniforms
+from robustfg.attacks.randomness import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms, philox
 
 KEY = (3, "pgd", 7, 1)
 INDEX = torch.tensor([5, 0, 123456, 2])
 
 
+def philox_by_hand(counter, key):
+    """Ten rounds of Philox4x32 in plain integers."""
+    c, k = list(counter), list(key)
+    for _ in range(10):
+        first, second = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [second >> 32 ^ c[1] ^ k[0], second % 2**32, first >> 32 ^ c[3] ^ k[1], first % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c
+
+
+def words_by_hand(count, sample, *key):
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    halves = [int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")]
+    blocks = [philox_by_hand((block, sample % 2**32, sample >> 32, 0), halves) for block in range(count // 4 + 1)]
+    return [word for block in blocks for word in block][:count]
+
+
 def uniforms_by_hand(count, sample, *key):
-    """Each 64-bit word of the raw stream gives two numbers, the low half first, of which the top 24 bits count."""
-    digest = hashlib.blake2b("/".join([*map(str, key), str(sample)]).encode(), digest_size=16).digest()
-    words = [int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")]
-    generator = np.random.Philox(key=np.array(words, dtype=np.uint64))
-    numbers = []
-    while len(numbers) < count:
-        word = int(generator.random_raw())
-        numbers += [((word & 0xFFFFFFFF) >> 8) / 2**24, ((word >> 32) >> 8) / 2**24]
-    return numbers[:count]
+    return [(word >> 8) / 2**24 for word in words_by_hand(count, sample, *key)]
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "expected"),
+    [
+        ([0] * 4, [0] * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+        ([0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344], [0xA4093822, 0x299F31D0],
+         "d16cfe09 94fdcceb 5001e420 24126ea1"),
+    ],
+)  # fmt: skip
+def test_the_generator_gives_the_known_answers_of_random123(counter, key, expected):
+    words = philox(tuple(torch.tensor([word]) for word in counter), tuple(key))
+    assert " ".join(f"{int(word):08x}" for word in words) == expected
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 12])
-def test_uniforms_are_the_raw_stream_of_philox(count):
-    expected = [uniforms_by_hand(count, sample, *KEY) for sample in INDEX.tolist()]
-    drawn = keyed_uniforms(count, INDEX, *KEY)
+def test_uniforms_are_the_words_of_philox(count):
+    index = torch.tensor([5, 0, 123456, 2**40 + 3])
+    drawn = keyed_uniforms(count, index, *KEY)
     assert drawn.dtype == torch.float32
-    assert drawn.tolist() == expected
+    assert drawn.tolist() == [uniforms_by_hand(count, sample, *KEY) for sample in index.tolist()]
+
+
+@pytest.mark.parametrize("high", [1, 2, 7, 1000])
+def test_integers_and_signs_are_read_off_the_same_words(high):
+    words = [words_by_hand(9, sample, *KEY) for sample in INDEX.tolist()]
+    integers = keyed_integers(high, 9, INDEX, *KEY)
+    assert integers.tolist() == [[int((word >> 8) / 2**24 * high) for word in row] for row in words]
+    assert keyed_signs(9, INDEX, *KEY).tolist() == [[1.0 if word >> 31 else -1.0 for word in row] for row in words]
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 12])

@@ -1,0 +1,107 @@
+"""How a model is run while it is attacked."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from robustfg.attacks.folding import folded
+from robustfg.attacks.freeze import Model, attackable
+from robustfg.errors import UserError
+from robustfg.types import Output, joined, mapped
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """Speed and exactness of a search. What it finds is judged again by whoever reports it, on the model itself.
+
+    Args:
+        fold: search on a private copy with batch norms folded and weights in channels-last layout; it is used only
+            if its answers agree.
+        autocast: half precision for the search, ``"bfloat16"`` or ``"float16"``. Worth it on GPUs only: on a CPU
+            without such units it is twenty times slower.
+        compile: ``torch.compile`` the search's model; pays on long attacks. Asks for ``fixed_batch``.
+        fixed_batch: run the model on exactly so many images at a time, filling up with copies, so that perturbations
+            do not depend on the caller's batch to the last bit. None: as many as are still attacked.
+        samples: forward passes over which margins and gradients of a model with random parts are averaged
+            (expectation over transformation, Athalye et al. 2018).
+        crafting_mode: ``"eval"``, or ``"train"`` to leave the modules' modes as they are, as some released code does.
+    """
+
+    fold: bool = True
+    autocast: Literal["bfloat16", "float16"] | None = None
+    compile: bool = False
+    fixed_batch: int | None = None
+    samples: int = 1
+    crafting_mode: Literal["eval", "train"] = "eval"
+
+    def __post_init__(self) -> None:
+        if self.autocast not in (None, *DTYPES):
+            raise UserError(f"engine.autocast must be null, bfloat16 or float16, got {self.autocast}")
+        if self.crafting_mode not in ("eval", "train"):
+            raise UserError(f"engine.crafting_mode must be eval or train, got {self.crafting_mode}")
+        if self.fixed_batch is not None and self.fixed_batch < 1:
+            raise UserError(f"engine.fixed_batch must be >= 1 or null, got {self.fixed_batch}")
+        if self.compile and self.fixed_batch is None:
+            raise UserError("engine.compile needs engine.fixed_batch: every new batch size would be compiled again")
+        if self.samples < 1:
+            raise UserError(f"engine.samples must be >= 1, got {self.samples}")
+
+    @property
+    def tolerance(self) -> float:
+        """Share of the largest logit by which a margin may be off, so that only a clearer one counts as success."""
+        return 0.05 if self.autocast else 1e-4 if self.fold or self.compile else 0.0
+
+    @contextmanager
+    def running(self, model: Model, image: Tensor) -> Iterator["Run"]:
+        """The model frozen and prepared; given back as it was, also after an error.
+
+        Args:
+            model: what is attacked.
+            image: some of the images, to try a private copy on.
+        """
+        with attackable(model, eval_mode=self.crafting_mode == "eval"):
+            quick = model
+            if self.fold and self.crafting_mode == "eval" and isinstance(model, nn.Module):
+                quick = folded(model, image)
+            exact = quick is model and not (self.autocast or self.compile)
+            if self.compile:
+                quick = torch.compile(quick, dynamic=False)
+            yield Run(self, quick, 0.0 if exact else self.tolerance)
+
+
+class Run:
+    """A prepared model.
+
+    Attributes:
+        engine: how it was prepared.
+        tolerance: as of the engine; 0 where the model itself is run in full precision.
+    """
+
+    def __init__(self, engine: Engine, model: Model, tolerance: float) -> None:
+        self.engine, self.model, self.tolerance = engine, model, tolerance
+
+    def __call__(self, image: Tensor) -> Output | Tensor:
+        """One forward pass of ``(B, C, H, W)``, in pieces of a fixed size where the engine says so."""
+        size = self.engine.fixed_batch
+        if size is None or not len(image):
+            return self._forward(image)
+        pieces = [self._forward(_filled(piece, size)) for piece in torch.split(image, size)]
+        return mapped(joined(pieces), lambda value: value[: len(image)])
+
+    def _forward(self, image: Tensor) -> Output | Tensor:
+        if self.engine.autocast is None:
+            return self.model(image)
+        with torch.autocast(image.device.type, DTYPES[self.engine.autocast]):
+            output = self.model(image)
+        return mapped(output, lambda value: value.float())
+
+
+def _filled(image: Tensor, size: int) -> Tensor:
+    missing = size - len(image)
+    return torch.cat([image, image[:1].detach().expand(missing, -1, -1, -1)]) if missing else image
