@@ -2,6 +2,7 @@
 
 from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
+from robustfg.attacks.cascade import Cascade
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.gradient import GradientAttack
 from robustfg.attacks.objectives import (
@@ -13,6 +14,7 @@ from robustfg.attacks.objectives import (
     ScaledCrossEntropy,
 )
 from robustfg.attacks.presets import BIM, FGSM, MIM, PGD
+from robustfg.attacks.search import Search
 from robustfg.attacks.steps import Momentum, Nesterov, Steepest, StepRule
 from robustfg.attacks.threat import Threat
 from robustfg.attacks.transforms import ResizeAndPad, Smoothing
@@ -26,6 +28,7 @@ __all__ = [
     "PGD",
     "Attack",
     "Attempt",
+    "Cascade",
     "CrossEntropy",
     "DifferenceOfLogitsRatio",
     "Engine",
@@ -38,6 +41,7 @@ __all__ = [
     "Objective",
     "ResizeAndPad",
     "ScaledCrossEntropy",
+    "Search",
     "Smoothing",
     "Steepest",
     "StepRule",

@@ -3,16 +3,15 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.threat import Threat
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -62,13 +61,28 @@ class Attack(ABC):
             raise UserError(f"restarts must be >= 1, got {self.restarts}")
 
     @abstractmethod
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
-        """One restart: asks ``victim`` about images inside ``self.threat``; the best one asked about is kept.
+    def attempt(
+        self,
+        model: Model,
+        clean: Tensor,
+        label: Tensor,
+        index: Tensor,
+        restart: int,
+        draw: int,
+        logits: Tensor | None,
+        before: Attempt | None,
+    ) -> Attempt:
+        """One round, on the samples that the rounds before left; arguments as for ``attempts``, checked.
 
         Args:
-            victim: the samples; not empty at the beginning.
-            draws: this restart's random numbers.
-            restart: 0 for the first.
+            model: what is attacked.
+            clean: images.
+            label: true classes.
+            index: sample ids.
+            restart: the round, from 0.
+            draw: as for ``attempts``.
+            logits: as for ``attempts``.
+            before: where the samples stood; None in the first round.
         """
 
     @abstractmethod
@@ -76,13 +90,18 @@ class Attack(ABC):
         """Settings for the record: norm, epsilon, objective, steps and whatever else makes this attack what it is."""
 
     @property
-    def passes(self) -> int:
-        """Forward passes of one sample at the most, over all restarts; progress bars read it."""
-        return self.restarts * (int(getattr(self, "steps", 1)) + 1)
+    def rounds(self) -> int:
+        """How many attempts ``attempts`` yields: the restarts, of every target or stage where there are several."""
+        return self.restarts
 
-    def victim_options(self) -> Mapping[str, bool]:
-        """How images are kept: ``minimum`` and ``stay`` of ``Victim``."""
-        return {}
+    @property
+    def passes(self) -> int:
+        """Forward passes of one sample at the most, over all rounds; progress bars read it."""
+        return self.rounds * (int(getattr(self, "steps", 1)) + 1)
+
+    def within(self, threat: Threat) -> Self:
+        """The same attack inside another threat model; steps given as a share of epsilon change with it."""
+        return replace(self, threat=threat)
 
     def attempts(
         self,
@@ -107,11 +126,13 @@ class Attack(ABC):
         """
         clean, label, index = checked(image, label, index)
         before: Attempt | None = None
-        for restart in range(self.restarts):
-            with torch.inference_mode(False):
-                before = self._attempt(model, clean, label, index, restart, draw, logits, before)
-            self.threat.check(before.image, clean)
+        for restart in range(self.rounds):
+            before = self.attempt(model, clean, label, index, restart, draw, logits, before)
             yield before
+
+    @abstractmethod
+    def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
+        """Decision margins of given images, ``(B,)``: negative where the attack has won."""
 
     def __call__(
         self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None, *, draw: int = 0
@@ -119,8 +140,8 @@ class Attack(ABC):
         """The image with the smallest margin over all restarts, per sample; arguments as for ``attempts``."""
         best: Attempt | None = None
         for attempt in self.attempts(model, image, label, index, draw=draw):
-            if self.restarts > 1 and bool(attempt.margin.isnan().any()):
-                attempt = replace(attempt, margin=self._margins(model, attempt.image, label))
+            if self.rounds > 1 and bool(attempt.margin.isnan().any()):
+                attempt = replace(attempt, margin=self.margins(model, attempt.image, label))
             if best is None:
                 best = attempt
             else:
@@ -129,41 +150,6 @@ class Attack(ABC):
                 best.margin[worse] = attempt.margin[worse]
         assert best is not None
         return best.image
-
-    def _attempt(
-        self,
-        model: Model,
-        clean: Tensor,
-        label: Tensor,
-        index: Tensor,
-        restart: int,
-        draw: int,
-        logits: Tensor | None,
-        before: Attempt | None,
-    ) -> Attempt:
-        """One restart on the samples that the restarts before left."""
-        rows = torch.arange(len(clean), device=clean.device)
-        if before is not None:
-            rows = (~(before.margin < 0)).nonzero().flatten()
-        new = [before.image.clone() if before else clean.clone()]
-        new += [before.margin.clone() if before else clean.new_full((len(clean),), float("nan"))]
-        zeros = torch.zeros_like(label)
-        new += [before.first_success.clone() if before else zeros - 1, zeros, zeros.clone(), zeros.bool()]
-        if len(rows):
-            with self.engine.running(model, clean) as run:
-                part = None if logits is None else logits.detach().clone()[rows]
-                victim = Victim(
-                    run, clean[rows], label[rows], index[rows], threat=self.threat, decision=self.decision,
-                    logits=part, **self.victim_options(),
-                )  # fmt: skip
-                self.search(victim, Draws(self.seed, self.name, draw, restart), restart)
-                for column, found in zip(new, victim.results(), strict=True):
-                    column[rows] = found.to(column.dtype)
-        return Attempt(*new)
-
-    def _margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
-        with self.engine.running(model, image) as run, torch.no_grad():
-            return -self.decision(run(image), label.clone())
 
 
 def checked(image: Tensor, label: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from robustfg.attacks.base import Attack
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.objectives import Margin, Objective
+from robustfg.attacks.search import Search
 from robustfg.attacks.steps import Steepest, StepRule
 from robustfg.attacks.transforms import Smoothing, Transform
 from robustfg.attacks.victim import Victim
@@ -13,7 +13,7 @@ from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientAttack(Attack):
+class GradientAttack(Search):
     """Projected gradient ascent on an objective, inside a threat model (Madry et al. 2018).
 
     The worst iterate is kept, judged by the decision margin, and a sample that is fooled takes no further steps.

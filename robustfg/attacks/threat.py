@@ -13,9 +13,10 @@ from robustfg.errors import UserError
 
 
 def pixel_value(text: str | float, option: str) -> float:
-    """Reads a length in pixel units, where 1 is the whole range: ``"8/255"`` or ``0.03``."""
+    """Reads a length in pixel units, where 1 is the whole range: ``"8/255"``, ``"0.5/255"`` or ``0.03``."""
     try:
-        value = float(Fraction(re.sub(r"\s*/\s*", "/", str(text))))
+        above, _, below = str(text).partition("/")
+        value = float(Fraction(above.strip()) / Fraction(below.strip() or "1"))
     except (ValueError, ZeroDivisionError, OverflowError):
         raise UserError(f"{option} must be a number such as 8/255 or 0.03, got {text!r}") from None
     if value < 0:
