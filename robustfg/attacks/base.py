@@ -2,15 +2,13 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
-from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
 
@@ -36,6 +34,38 @@ class Attempt:
     """``(B,)`` bool: the first gradient was all zero or not finite."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """The samples that are attacked, checked and safe for autograd."""
+
+    image: Tensor
+    """``(B, C, H, W)`` in [0, 1]."""
+    label: Tensor
+    """``(B,)`` true classes."""
+    index: Tensor
+    """``(B,)`` sample ids."""
+    draw: int
+    """Asks for other random numbers on the same samples."""
+    logits: Tensor | None
+    """``(B, K)`` logits of the clean images, where known."""
+
+    @classmethod
+    @torch.inference_mode(False)
+    def of(cls, image: Tensor, label: Tensor, index: Tensor | None, *, draw: int, logits: Tensor | None) -> Self:
+        """Copies of the caller's tensors. Raises ``ValueError`` for images that are not pixels in [0, 1]."""
+        shapes = tuple(image.shape), tuple(label.shape)
+        if image.dim() != 4 or label.shape != image.shape[:1]:
+            raise ValueError(f"need images (B, C, H, W) and labels (B,), got {shapes[0]} and {shapes[1]}")
+        if index is not None and index.shape != label.shape:
+            raise ValueError(f"need one sample id per image, got {tuple(index.shape)} for {shapes[1]}")
+        if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):
+            low, high = torch.aminmax(image)
+            raise ValueError(f"images must lie in [0, 1] (normalise inside the model), got [{low:.3g}, {high:.3g}]")
+        ids = torch.arange(len(label), device=label.device) if index is None else index
+        image, label, ids = (tensor.detach().clone() for tensor in (image, label, ids))
+        return cls(image, label, ids, draw, None if logits is None else logits.detach().clone())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
     """Looks for an image inside a threat model at which a decision goes wrong. Stateless.
@@ -45,43 +75,25 @@ class Attack(ABC):
         restarts: independent tries; each attacks the samples that the earlier ones left, and the worst one counts.
         seed: chooses the random numbers, together with ``name``, draw, restart and sample id.
         name: separates the random numbers of different attacks.
-        decision: positive where the attacker has won: by default where the prediction is wrong.
-        engine: how the model is run during the search.
     """
 
     threat: Threat
     restarts: int = 1
     seed: int = 0
     name: str = "attack"
-    decision: Objective = field(default_factory=Margin)
-    engine: Engine = field(default_factory=Engine)
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
             raise UserError(f"restarts must be >= 1, got {self.restarts}")
 
     @abstractmethod
-    def attempt(
-        self,
-        model: Model,
-        clean: Tensor,
-        label: Tensor,
-        index: Tensor,
-        restart: int,
-        draw: int,
-        logits: Tensor | None,
-        before: Attempt | None,
-    ) -> Attempt:
-        """One round, on the samples that the rounds before left; arguments as for ``attempts``, checked.
+    def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
+        """One round, on the samples that the rounds before left.
 
         Args:
             model: what is attacked.
-            clean: images.
-            label: true classes.
-            index: sample ids.
+            task: the samples.
             restart: the round, from 0.
-            draw: as for ``attempts``.
-            logits: as for ``attempts``.
             before: where the samples stood; None in the first round.
         """
 
@@ -124,10 +136,10 @@ class Attack(ABC):
             draw: asks for other random numbers on the same samples, such as the training step.
             logits: ``(B, K)`` logits of the clean images, where the caller has them, to save a forward pass.
         """
-        clean, label, index = checked(image, label, index)
+        task = Task.of(image, label, index, draw=draw, logits=logits)
         before: Attempt | None = None
         for restart in range(self.rounds):
-            before = self.attempt(model, clean, label, index, restart, draw, logits, before)
+            before = self.attempt(model, task, restart, before)
             yield before
 
     @abstractmethod
@@ -150,18 +162,3 @@ class Attack(ABC):
                 best.margin[worse] = attempt.margin[worse]
         assert best is not None
         return best.image
-
-
-def checked(image: Tensor, label: Tensor, index: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Copies that autograd may use; refuses images that are not pixels in [0, 1]."""
-    if image.dim() != 4 or label.shape != image.shape[:1]:
-        raise ValueError(f"need images (B, C, H, W) and labels (B,), got {tuple(image.shape)} and {tuple(label.shape)}")
-    if index is not None and index.shape != label.shape:
-        raise ValueError(f"need one sample id per image, got {tuple(index.shape)} for {tuple(label.shape)}")
-    with torch.inference_mode(False):
-        image, label = image.detach().clone(), label.detach().clone()
-        ids = torch.arange(len(label), device=label.device) if index is None else index.detach().clone()
-    if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):
-        low, high = torch.aminmax(image)
-        raise ValueError(f"images must lie in [0, 1] (normalise inside the model), got [{low:.3g}, {high:.3g}]")
-    return image, label, ids

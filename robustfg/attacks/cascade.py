@@ -6,7 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
-from robustfg.attacks.base import Attack, Attempt
+from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
@@ -60,20 +60,10 @@ class Cascade(Attack):
             "stages": {stage: {**attack.describe(), "rounds": attack.rounds} for stage, attack in self.attacks.items()},
         }
 
-    def attempt(
-        self,
-        model: Model,
-        clean: Tensor,
-        label: Tensor,
-        index: Tensor,
-        restart: int,
-        draw: int,
-        logits: Tensor | None,
-        before: Attempt | None,
-    ) -> Attempt:
+    def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
         for attack in self.attacks.values():
             if restart < attack.rounds:
-                return attack.attempt(model, clean, label, index, restart, draw, logits, before)
+                return attack.attempt(model, task, restart, before)
             restart -= attack.rounds
         raise IndexError(f"{self.name} has {self.rounds} rounds")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robustfg.attacks.base import Attack, Attempt
+from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
@@ -42,31 +42,20 @@ class Search(Attack):
         return {}
 
     @torch.inference_mode(False)
-    def attempt(
-        self,
-        model: Model,
-        clean: Tensor,
-        label: Tensor,
-        index: Tensor,
-        restart: int,
-        draw: int,
-        logits: Tensor | None,
-        before: Attempt | None,
-    ) -> Attempt:
-        """One round, on the samples that the rounds before left; arguments as for ``attempts``, checked."""
-        new = _standing(clean, before)
+    def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
+        new = _standing(task.image, before)
         rows = (~(new[1] < 0)).nonzero().flatten()
         if len(rows):
-            with self.engine.running(model, clean) as run:
-                part = None if logits is None else logits.detach().clone()[rows]
+            with self.engine.running(model, task.image) as run:
                 victim = Victim(
-                    run, clean[rows], label[rows], index[rows], threat=self.threat, decision=self.decision,
-                    logits=part, **self.victim_options(),
+                    run, task.image[rows], task.label[rows], task.index[rows], threat=self.threat,
+                    decision=self.decision, logits=None if task.logits is None else task.logits[rows],
+                    **self.victim_options(),
                 )  # fmt: skip
-                self.search(victim, Draws(self.seed, self.name, draw, restart), restart)
+                self.search(victim, Draws(self.seed, self.name, task.draw, restart), restart)
                 for column, found in zip(new, victim.results(), strict=True):
                     column[rows] = found.to(column.dtype)
-        self.threat.check(new[0], clean)
+        self.threat.check(new[0], task.image)
         return Attempt(*new)
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
