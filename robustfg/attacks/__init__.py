@@ -17,6 +17,7 @@ from robustfg.attacks.presets import BIM, FGSM, MIM, PGD
 from robustfg.attacks.search import Search
 from robustfg.attacks.steps import Momentum, Nesterov, Steepest, StepRule
 from robustfg.attacks.threat import Threat
+from robustfg.attacks.transfer import Transfer
 from robustfg.attacks.transforms import ResizeAndPad, Smoothing
 
 __all__ = [
@@ -46,4 +47,5 @@ __all__ = [
     "Steepest",
     "StepRule",
     "Threat",
+    "Transfer",
 ]

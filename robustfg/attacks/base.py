@@ -65,6 +65,11 @@ class Task:
         image, label, ids = (tensor.detach().clone() for tensor in (image, label, ids))
         return cls(image, label, ids, draw, None if logits is None else logits.detach().clone())
 
+    def part(self, rows: Tensor) -> Self:
+        """Some of the samples, by their positions or a mask."""
+        logits = None if self.logits is None else self.logits[rows]
+        return replace(self, image=self.image[rows], label=self.label[rows], index=self.index[rows], logits=logits)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):

@@ -47,11 +47,8 @@ class Search(Attack):
         rows = (~(new[1] < 0)).nonzero().flatten()
         if len(rows):
             with self.engine.running(model, task.image) as run:
-                victim = Victim(
-                    run, task.image[rows], task.label[rows], task.index[rows], threat=self.threat,
-                    decision=self.decision, logits=None if task.logits is None else task.logits[rows],
-                    **self.victim_options(),
-                )  # fmt: skip
+                part = task.part(rows)
+                victim = Victim(run, part, threat=self.threat, decision=self.decision, **self.victim_options())
                 self.search(victim, Draws(self.seed, self.name, task.draw, restart), restart)
                 for column, found in zip(new, victim.results(), strict=True):
                     column[rows] = found.to(column.dtype)

@@ -6,6 +6,7 @@ from typing import TypeVarTuple
 import torch
 from torch import Tensor
 
+from robustfg.attacks.base import Task
 from robustfg.attacks.engine import Run
 from robustfg.attacks.objectives import Objective
 from robustfg.attacks.threat import Threat
@@ -40,34 +41,29 @@ class Victim:
 
     Args:
         run: the model.
-        clean: clean images ``(B, C, H, W)``.
-        label: ``(B,)`` true classes.
-        index: ``(B,)`` sample ids.
+        task: the samples.
         threat: the allowed images.
         decision: positive where the attacker has won; the other sign is the decision margin.
         minimum: keep the smallest successful perturbation instead of the smallest margin.
         stay: fooled samples do not leave by themselves.
-        logits: clean logits ``(B, K)`` where the caller already has them.
     """
 
     def __init__(
         self,
         run: Run,
-        clean: Tensor,
-        label: Tensor,
-        index: Tensor,
+        task: Task,
         *,
         threat: Threat,
         decision: Objective,
         minimum: bool = False,
         stay: bool = False,
-        logits: Tensor | None = None,
     ) -> None:
         self.run, self.threat, self.decision, self.minimum, self.stay = run, threat, decision, minimum, stay
-        self.clean, self.label, self.index = clean, label, index
+        clean = task.image
+        self.clean, self.label, self.index = clean, task.label, task.index
         size, long = len(clean), {"dtype": torch.int64, "device": clean.device}
         self._rows = torch.arange(size, device=clean.device)
-        self._logits = logits
+        self._logits = task.logits
         self._best = clean
         self._score = clean.new_full((size,), torch.inf, dtype=torch.promote_types(clean.dtype, torch.float32))
         self._margin = torch.full_like(self._score, torch.nan)

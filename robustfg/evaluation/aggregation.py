@@ -44,6 +44,7 @@ def summarise(
         spent = {key: int(column(table, key)[chosen].sum()) for key in ("forwards", "backwards")}
         attacks[name] = {
             **description,
+            **({"stages": _stages(table, name, description)} if "stages" in description else {}),
             **counted(int(correct_per_sample(table, [name]).sum()), n),
             **spent,
             "seconds": round(float(column(table, "seconds")[chosen].sum()), 2),
@@ -57,15 +58,30 @@ def summarise(
     }
 
 
-def require_complete(table: pa.Table, positions: NDArray[np.int64], restarts: Mapping[str, int]) -> None:
+def _stages(table: pa.Table, name: str, description: Mapping[str, Any]) -> dict[str, Any]:
+    """Of every stage of a cascade: its settings, the accuracy left after it, and what it cost."""
+    restart, own = column(table, "restart"), column(table, "attack") == name
+    stages, begin = {}, 0
+    for stage, settings in description["stages"].items():
+        end = begin + settings["rounds"]
+        spent = own & (restart >= begin) & (restart < end)
+        left = correct_per_sample(table.filter(own & (restart < end)), [name])
+        costs = {key: int(column(table, key)[spent].sum()) for key in ("forwards", "backwards")}
+        seconds = round(float(column(table, "seconds")[spent].sum()), 2)
+        stages[stage] = {**settings, **counted(int(left.sum()), len(left)), **costs, "seconds": seconds}
+        begin = end
+    return stages
+
+
+def require_complete(table: pa.Table, positions: NDArray[np.int64], rounds: Mapping[str, int]) -> None:
     """Raises RuntimeError unless every sample is there exactly once per attack and restart, and once clean.
 
     Args:
         table: all rows.
         positions: ids of the evaluated samples.
-        restarts: number of restarts of every attack by name.
+        rounds: number of rounds of every attack by name.
     """
-    for name, count in {CLEAN: 1, **restarts}.items():
+    for name, count in {CLEAN: 1, **rounds}.items():
         chosen = column(table, "attack") == name
         for restart in range(count):
             found = np.sort(column(table, "index")[chosen & (column(table, "restart") == restart)])

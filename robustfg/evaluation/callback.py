@@ -119,26 +119,25 @@ class RobustnessEvaluation(pl.Callback):
         with exact_arithmetic():
             batch = Batch(*(tensor.clone() for tensor in batch))  # the loop's tensors come from inference mode
             model = cast(Evaluated, pl_module)
-            clean = measure_clean(model, batch)
-            right = torch.tensor([row["correct"] for row in clean], device=batch.label.device)
+            clean, logits = measure_clean(model, batch)
             self._add(clean)
-            self._note_probabilities(model, batch)
+            self.probabilities += int(((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)).sum())
             for attack in self.attacks.values():
                 with self.progress.attacking(attack, pl_module, batch_idx):
-                    self._attack(model, attack, batch, right, keep=self.perturbations)
-            probed = torch.tensor([i in self.probe.samples for i in batch.index.tolist()], device=right.device)
+                    self._attack(model, attack, batch, logits, keep=self.perturbations)
+            probed = torch.tensor([i in self.probe.samples for i in batch.index.tolist()], device=logits.device)
             part = Batch(batch.image[probed], batch.label[probed], batch.index[probed])
             self._probe(model, part)
             for attack in self.probe.attacks.values():
                 with self.progress.attacking(attack, pl_module, batch_idx):
-                    self._attack(model, attack, part, right[probed], keep=False)
+                    self._attack(model, attack, part, logits[probed], keep=False)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.progress.stop()
         data, world = _data(trainer), trainer.world_size
         rows = [row for part in gathered(self.store.own_rows(world)) for row in part]
         table = table_of(rows)
-        require_complete(table, data.positions[self.split], {name: a.restarts for name, a in self.attacks.items()})
+        require_complete(table, data.positions[self.split], {name: a.rounds for name, a in self.attacks.items()})
         facts = self._facts(trainer, cast(Evaluated, pl_module))
         summary = self._summary(table, facts, trainer)
         if trainer.is_global_zero:  # what an earlier evaluation left here
@@ -164,14 +163,14 @@ class RobustnessEvaluation(pl.Callback):
         if hasattr(self, "progress"):
             self.progress.stop()
 
-    def _attack(self, model: Evaluated, attack: Attack, batch: Batch, right: Tensor, *, keep: bool) -> None:
+    def _attack(self, model: Evaluated, attack: Attack, batch: Batch, logits: Tensor, *, keep: bool) -> None:
         """Attacks the samples of a batch that an interrupted evaluation has not done."""
         todo = torch.tensor(
-            [(attack.name, i) not in self.store.done for i in batch.index.tolist()], device=right.device
+            [(attack.name, i) not in self.store.done for i in batch.index.tolist()], device=logits.device
         )
         if bool(todo.any()):
             part = Batch(batch.image[todo], batch.label[todo], batch.index[todo])
-            rows, perturbations = measure_attack(model, attack, part, right[todo], keep=keep)
+            rows, perturbations = measure_attack(model, attack, part, logits[todo], keep=keep)
             self.store.add(rows, perturbations)
 
     def _add(self, rows: list[dict[str, Any]]) -> None:
@@ -181,15 +180,9 @@ class RobustnessEvaluation(pl.Callback):
         """Records the checks that are no attacks, on samples that an interrupted evaluation has not done."""
         for name, behaves in ((FINITE_DIFFERENCE, finite_difference), (DETERMINISM, deterministic)):
             if any((name, i) not in self.store.done for i in batch.index.tolist()):
-                rows = [row | {"attack": name} for row in measure_clean(model, batch)]
+                rows = [row | {"attack": name} for row in measure_clean(model, batch)[0]]
                 behaved = behaves(model, batch).tolist()
                 self._add([row | {"correct": ok} for row, ok in zip(rows, behaved, strict=True)])
-
-    @torch.no_grad()
-    def _note_probabilities(self, model: Evaluated, batch: Batch) -> None:
-        logits = model(batch.image).logits
-        sums = logits.sum(1)
-        self.probabilities += int(((logits >= 0).all(1) & ((sums - 1).abs() < 1e-4)).sum())
 
     def _facts(self, trainer: pl.Trainer, model: Evaluated) -> Facts:
         counted = round(float(model.test_accuracy.compute()) * len(_data(trainer).positions[self.split]))

@@ -43,11 +43,12 @@ def exact_arithmetic() -> Iterator[None]:
 
 @torch.no_grad()
 def verdicts(model: Classify, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Prediction, correctness, margin and anomaly of every sample; borderline ones are decided in a batch of one."""
+    """Logits, prediction, correctness, margin and anomaly of every sample; borderline ones are decided alone."""
     output = model(image)
     if not bool(output.logits.isfinite().all()):
         raise UserError("the model's outputs are not finite, so no accuracy can be told; the weights are damaged")
     found = {
+        "logits": output.logits,
         "prediction": output.logits.argmax(1),
         "margin": decision_margin(output.logits, label),
         "anomaly": model.anomaly(output),
@@ -60,8 +61,8 @@ def verdicts(model: Classify, image: Tensor, label: Tensor) -> dict[str, Tensor]
     return found | {"correct": found["prediction"] == label, "borderline": near}
 
 
-def measure_clean(model: Classify, batch: Batch) -> list[dict[str, Any]]:
-    """Rows of the unattacked predictions."""
+def measure_clean(model: Classify, batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
+    """Rows of the unattacked predictions, and the logits ``(B, K)``."""
     began = time.perf_counter()
     found = verdicts(model, batch.image, batch.label)
     zeros = torch.zeros_like(batch.label)
@@ -72,11 +73,11 @@ def measure_clean(model: Classify, batch: Batch) -> list[dict[str, Any]]:
         "backwards": zeros,
         "dead_gradient": zeros.bool(),
     }
-    return _rows(CLEAN, 0, batch, found | extra, time.perf_counter() - began)
+    return _rows(CLEAN, 0, batch, found | extra, time.perf_counter() - began), found["logits"]
 
 
 def measure_attack(
-    model: Classify, attack: Attack, batch: Batch, clean_correct: Tensor, *, keep: bool
+    model: Classify, attack: Attack, batch: Batch, clean_logits: Tensor, *, keep: bool
 ) -> tuple[list[dict[str, Any]], list[Perturbation]]:
     """Attacks the samples that are right when clean; the others are recorded as broken by the clean image itself.
 
@@ -84,39 +85,55 @@ def measure_attack(
         model: what is attacked.
         attack: by what.
         batch: the samples.
-        clean_correct: ``(B,)`` bool.
+        clean_logits: ``(B, K)``.
         keep: whether to return perturbations.
 
     Returns:
-        Rows of every sample and restart, and perturbations of the samples this attack broke.
+        Rows of every sample and round, and perturbations of the samples this attack broke.
     """
+    correct = clean_logits.argmax(1) == batch.label
+    wrong, right = _select(batch, ~correct), _select(batch, correct)
     rows: list[dict[str, Any]] = []
     perturbations: list[Perturbation] = []
-    wrong, right = _select(batch, ~clean_correct), _select(batch, clean_correct)
-    attempts = attack.attempts(model, right.image, right.label, right.index) if len(right.label) else iter(())
-    for restart in range(attack.restarts):
-        if len(wrong.label):
-            rows += [
-                row | {"attack": attack.name, "restart": restart, "forwards": 0} for row in measure_clean(model, wrong)
-            ]
-        if not len(right.label):
-            continue
-        began = time.perf_counter()
-        attempt = next(attempts)
-        found = verdicts(model, attempt.image, right.label)
-        rows += _rows(
-            attack.name, restart, right, _evidence(attack, attempt, right, found), time.perf_counter() - began
-        )
+    if len(wrong.label):
+        unattacked, _ = measure_clean(model, wrong)
+        free = {"attack": attack.name, "forwards": 0}
+        rows += [row | free | {"restart": restart} for restart in range(attack.rounds) for row in unattacked]
+    if not len(right.label):
+        return rows, perturbations
+    began, found = time.perf_counter(), None
+    attempts = attack.attempts(model, right.image, right.label, right.index, logits=clean_logits[correct])
+    for restart, attempt in enumerate(attempts):
+        spent = attempt.forwards > 0
+        found = _judged(model, attempt.image, right.label, spent, found)
+        evidence = _evidence(attack, attempt, right, found)
+        rows += _rows(attack.name, restart, right, evidence, time.perf_counter() - began)
         if keep:
-            broken = (~found["correct"]).nonzero().flatten()
+            broken = (spent & ~found["correct"]).nonzero().flatten()
             perturbations += _perturbations(model, attack, restart, right, attempt.image, found["margin"], broken)
+        began = time.perf_counter()
     return rows, perturbations
 
 
+def _judged(
+    model: Classify, image: Tensor, label: Tensor, spent: Tensor, before: dict[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Verdicts on the images of one round; those of samples that were not attacked again stand."""
+    if before is None:
+        return verdicts(model, image, label)
+    if bool(spent.any()):
+        new = verdicts(model, image[spent], label[spent])
+        before = {name: values.clone() for name, values in before.items()}
+        for name, values in new.items():
+            before[name][spent] = values
+    return before
+
+
 def _evidence(attack: Attack, attempt: Attempt, batch: Batch, found: dict[str, Tensor]) -> dict[str, Tensor]:
+    unseen = ~found["correct"] & (attempt.first_success < 0)  # the last iterate, which the search did not look at
     return found | {
         "norm": attack.threat.size(attempt.image.double() - batch.image.double()),
-        "first_success": attempt.first_success,
+        "first_success": torch.where(unseen, attempt.forwards, attempt.first_success),
         "forwards": attempt.forwards,
         "backwards": attempt.backwards,
         "dead_gradient": attempt.dead_gradient,
@@ -143,7 +160,8 @@ def _perturbations(
 
 
 def _rows(attack: str, restart: int, batch: Batch, columns: dict[str, Tensor], seconds: float) -> list[dict[str, Any]]:
-    lists = {name: values.tolist() for name, values in ({"index": batch.index, "label": batch.label} | columns).items()}
+    told = {"index": batch.index, "label": batch.label} | columns
+    lists = {name: values.tolist() for name, values in told.items() if name != "logits"}
     shared = {"attack": attack, "restart": restart, "seconds": seconds / len(batch.label)}
     return [dict(zip(lists, values, strict=True)) | shared for values in zip(*lists.values(), strict=True)]
 

@@ -11,7 +11,7 @@ from robustfg.attacks import Attack
 
 
 class AttackProgress:
-    """Counts attack steps of all batches, so that the time left can be told.
+    """Counts forward passes of all batches, so that the time left can be told.
 
     Args:
         attacks: what runs on every batch.
@@ -25,13 +25,13 @@ class AttackProgress:
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("steps"),
+            TextColumn("passes"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             disable=not enabled,
         )
-        self.task = self.bar.add_task("attacking", total=batches * sum(steps_of(attack) for attack in attacks))
+        self.task = self.bar.add_task("attacking", total=batches * sum(attack.passes for attack in attacks))
         self.bar.start()
 
     @contextmanager
@@ -39,7 +39,7 @@ class AttackProgress:
         """Follows one attack on one batch by the model's forwards; an early end counts as done."""
         name = attack.name.removeprefix("check:")
         self.bar.update(self.task, description=f"{name}, batch {batch + 1}/{self.batches}")
-        end = self.finished + steps_of(attack)
+        end = self.finished + attack.passes
 
         def step(module: nn.Module, inputs: Any) -> None:
             self.finished = min(self.finished + 1, end)
@@ -55,8 +55,3 @@ class AttackProgress:
 
     def stop(self) -> None:
         self.bar.stop()
-
-
-def steps_of(attack: Attack) -> int:
-    """Forwards of an attack on one batch at the most."""
-    return attack.restarts * (getattr(attack, "steps", 1) + 1)

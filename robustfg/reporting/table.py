@@ -11,13 +11,25 @@ from rich.table import Table
 def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, settings, accuracy with interval and counts of everything evaluated, clean first, worst case last."""
     entries = [("clean", "", summary["clean"])]
-    entries += [(name, settings(part), part) for name, part in summary["attacks"].items()]
-    entries += [("worst case", "per sample, over all that was run", summary["worst_case"])]
+    for name, part in summary["attacks"].items():
+        entries += [
+            (f"· {stage}", f"left after {settings(so_far)}", so_far) for stage, so_far in stages_of(part).items()
+        ]
+        entries.append((name, settings(part), part))
+    entries.append(("worst case", "per sample, over all that was run", summary["worst_case"]))
     return [(name, text, percent(part), f"{part['correct']} / {part['n']}") for name, text, part in entries]
+
+
+def stages_of(attack: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The stages of a cascade; none for other attacks."""
+    stages: Mapping[str, Any] = attack.get("stages", {})
+    return stages
 
 
 def settings(attack: Mapping[str, Any]) -> str:
     """One line on an attack: norm, radius, steps, objective."""
+    if stages_of(attack):
+        return f"{attack['norm']} {attack['epsilon']}, union of its {len(attack['stages'])} stages"
     restarts = f", {attack['restarts']} restarts" if attack["restarts"] > 1 else ""
     steps = f"{attack['steps']} step{'s' if attack['steps'] > 1 else ''}"
     return f"{attack['norm']} {attack['epsilon']}, {steps}{restarts}, {str(attack['objective']).replace('_', ' ')}"

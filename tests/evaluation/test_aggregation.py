@@ -71,3 +71,21 @@ def test_every_sample_exactly_once_or_the_evaluation_fails(fault):
     }[fault]
     with pytest.raises(RuntimeError, match="records for 2 samples"):
         require_complete(table_of(faulty), np.array([5, 3]), {"a": 2})
+
+
+def test_a_cascade_tells_what_is_left_and_what_was_spent_after_every_stage():
+    stages = {"cheap": {"rounds": 1, "steps": 1}, "dear": {"rounds": 2, "steps": 9}}
+    rows = [row(i, CLEAN, 0, True) for i in range(3)]
+    outcome = {0: (False, False, False), 1: (True, True, False), 2: (True, True, True)}
+    for i, rounds in outcome.items():
+        for r, right in enumerate(rounds):
+            attacked = r == 0 or rounds[r - 1]
+            rows.append(
+                row(i, "all", r, right, forwards=10**r * attacked, backwards=int(attacked), seconds=0.25 * attacked)
+            )
+    told = summarise(table_of(rows), {"all": {"stages": stages}})["attacks"]["all"]
+    assert told["correct"] == 1
+    cheap, dear = told["stages"]["cheap"], told["stages"]["dear"]
+    assert (cheap["correct"], cheap["n"], cheap["forwards"], cheap["backwards"], cheap["seconds"]) == (2, 3, 3, 3, 0.75)
+    assert (dear["correct"], dear["n"], dear["forwards"], dear["backwards"], dear["seconds"]) == (1, 3, 220, 4, 1.0)
+    assert dear["steps"] == 9

@@ -1,0 +1,73 @@
+"""Transfer: images crafted on a surrogate are handed to the attacked model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from robustfg.attacks.base import Attack, Attempt, Task
+from robustfg.attacks.freeze import Model, attackable
+from robustfg.attacks.objectives import Margin, Objective
+from robustfg.attacks.threat import Threat
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer(Attack):
+    """Attacks a surrogate; a sample is broken if what was crafted there fools the attacked model.
+
+    Every round crafts for the samples that stand. The attacked model is only asked whether it falls.
+
+    Args:
+        attack: what is run on the surrogate. It should aim beyond the surrogate's first mistake: ``last_iterate=True``.
+        surrogate: the other model.
+        surrogate_name: tells surrogates apart in the record, such as a path and a hash of the weights.
+        decision: positive where the attacker has won.
+    """
+
+    attack: Attack
+    surrogate: Model
+    surrogate_name: str
+    threat: Threat = field(init=False)
+    decision: Objective = field(default_factory=Margin)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "attack", replace(self.attack, name=self.name))
+        object.__setattr__(self, "threat", self.attack.threat)
+
+    @property
+    def rounds(self) -> int:
+        return self.attack.rounds
+
+    @property
+    def passes(self) -> int:
+        return self.rounds  # forwards of the attacked model; the surrogate's are not its own
+
+    def within(self, threat: Threat) -> Self:
+        return replace(self, attack=self.attack.within(threat))
+
+    def describe(self) -> Mapping[str, object]:
+        return {**self.attack.describe(), "surrogate": self.surrogate_name}
+
+    def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
+        standing = torch.ones_like(task.label, dtype=torch.bool) if before is None else ~(before.margin < 0)
+        if isinstance(self.surrogate, nn.Module):
+            self.surrogate.to(task.image.device)
+        part = replace(task.part(standing), logits=None)  # those are the attacked model's
+        crafted = self.attack.attempt(self.surrogate, part, restart, None) if len(part.label) else None
+        image = task.image.clone() if before is None else before.image.clone()
+        margin = image.new_zeros(len(image)) if before is None else before.margin.clone()
+        first = torch.full_like(task.label, -1) if before is None else before.first_success.clone()
+        if crafted is not None:
+            image[standing] = crafted.image
+            margin[standing] = self.margins(model, crafted.image, part.label)
+            first[standing & (margin < 0)] = 0
+        self.threat.check(image, task.image)
+        spent = standing.long()
+        return Attempt(image, margin, first, spent, torch.zeros_like(spent), torch.zeros_like(standing))
+
+    def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
+        with attackable(model), torch.no_grad():
+            return -self.decision(model(image.detach().clone()), label.detach().clone())
