@@ -29,7 +29,8 @@ class Engine:
         fixed_batch: run the model on exactly so many images at a time, filling up with copies, so that perturbations
             do not depend on the caller's batch to the last bit. None: as many as are still attacked.
         samples: forward passes over which margins and gradients of a model with random parts are averaged
-            (expectation over transformation, Athalye et al. 2018).
+            (expectation over transformation, Athalye et al. 2018). The model's own random numbers are keyed by attack
+            and restart; for results that do not depend on the batch add ``fixed_batch=1``.
         crafting_mode: ``"eval"``, or ``"train"`` to leave the modules' modes as they are, as some released code does.
     """
 

@@ -16,7 +16,7 @@ def attackable(model: Model, *, eval_mode: bool = True) -> Iterator[None]:
     """Freezes a module's parameters and switches it to eval mode, also when called under ``inference_mode``.
 
     Plain functions are left as they are. Flags are restored on the way out, also after an error or Ctrl-C, and so are
-    the modules' buffers and the random generators where modules stay in train mode.
+    the modules' buffers where modules stay in train mode.
 
     Args:
         model: what is attacked.
@@ -49,12 +49,11 @@ def attackable(model: Model, *, eval_mode: bool = True) -> Iterator[None]:
 
 @contextmanager
 def _untouched(model: nn.Module) -> Iterator[None]:
-    """Puts running statistics and random generators back, which forward passes in train mode move."""
+    """Puts running statistics back, which forward passes in train mode move."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=sorted({b.device.index for b, _ in buffers if b.device.type == "cuda"})):
-        try:
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)

@@ -5,6 +5,8 @@ operations: the same words on every device. The key is a hash of the purpose, th
 """
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -47,6 +49,20 @@ def keyed_integers(high: int | Tensor, count: int, index: Tensor, *key: int | st
 def keyed_signs(count: int, index: Tensor, *key: int | str) -> Tensor:
     """Signs -1 or 1 for every sample, ``(B, count)`` float32."""
     return (_words(count, index, key) >> 31).float().mul_(2).sub_(1)
+
+
+@contextmanager
+def keyed_generators(device: torch.device, *key: int | str) -> Iterator[None]:
+    """Seeds torch's own generators by a key, for models with random parts, and gives them back as they were."""
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    seed = int.from_bytes(digest, "little") >> 1
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -12,6 +12,7 @@ from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import Margin, Objective
+from robustfg.attacks.randomness import keyed_generators
 from robustfg.attacks.victim import Victim
 
 
@@ -46,10 +47,12 @@ class Search(Attack):
         new = _standing(task.image, before)
         rows = (~(new[1] < 0)).nonzero().flatten()
         if len(rows):
-            with self.engine.running(model, task.image) as run:
+            draws = Draws(self.seed, self.name, task.draw, restart)
+            own = keyed_generators(task.image.device, *draws.key, "model")
+            with self.engine.running(model, task.image) as run, own:
                 part = task.part(rows)
                 victim = Victim(run, part, threat=self.threat, decision=self.decision, **self.victim_options())
-                self.search(victim, Draws(self.seed, self.name, task.draw, restart), restart)
+                self.search(victim, draws, restart)
                 for column, found in zip(new, victim.results(), strict=True):
                     column[rows] = found.to(column.dtype)
         self.threat.check(new[0], task.image)

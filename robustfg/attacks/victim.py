@@ -1,5 +1,6 @@
 """A batch under attack: asks the model, counts every pass, and keeps the best image seen of each sample."""
 
+import warnings
 from dataclasses import dataclass
 from typing import TypeVarTuple
 
@@ -73,7 +74,7 @@ class Victim:
         self._forwards = torch.zeros_like(self._first)
         self._backwards = torch.zeros_like(self._first)
         self._left = [clean.clone(), *(part.clone() for part in self._columns())]
-        self._steps = 0
+        self._steps, self._asked = 0, False
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -213,7 +214,20 @@ class Victim:
         size = self.threat.size(image.double() - clean.double())
         return torch.where(won, size.to(margin.dtype), torch.inf), won & (size <= self.threat.radius)
 
+    def _answered(self, output: Output | Tensor) -> None:
+        """Says once what an attacker must know about the model's first answer."""
+        if not self._asked:
+            probabilities = logits_of(output).detach()
+            if bool((probabilities >= 0).all() & ((probabilities.sum(1) - 1).abs() < 1e-4).all()):
+                warnings.warn(
+                    "the model seems to return probabilities: attacks need logits (cross-entropy on probabilities is "
+                    "weak); take the softmax out of the model",
+                    stacklevel=2,
+                )
+        self._asked = True
+
     def _remember(self, image: Tensor, output: Output | Tensor, margin: Tensor, samples: int) -> None:
+        self._answered(output)
         won = self._success(output, margin)
         score, done = self._scored(image, self.clean, margin, won)
         better = score < self._score if self.minimum else (score < self._score) & ~self._fooled
@@ -229,6 +243,7 @@ class Victim:
 
     def _remember_some(self, image: Tensor, output: Output | Tensor, margin: Tensor, of: Tensor, samples: int) -> None:
         """As ``_remember`` for several images of some samples: the best of each sample's images counts."""
+        self._answered(output)
         won = self._success(output, margin)
         score, done = self._scored(image, self.clean[of], margin, won)
         score = score.to(self._score.dtype).nan_to_num(nan=torch.inf)

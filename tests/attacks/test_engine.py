@@ -1,0 +1,133 @@
+import json
+import warnings
+
+import pytest
+import torch
+from test_folding import Plain, images, settled
+from test_gradient import INDEX, LABEL, Busy, Net, pgd
+from test_gradient import images as float64_images
+from torch import nn
+
+from robustfg.attacks import Engine
+from robustfg.errors import UserError
+
+FIXED = Engine(fixed_batch=8)
+
+
+def attack(engine, **options):
+    return pgd(epsilon="16/255", steps=6, engine=engine, random_start=True, restarts=2, **options)
+
+
+def labelled(count=33):
+    model, image = settled(Plain()), images(count)
+    return model, image, model(image).argmax(1), torch.arange(count) * 7 + 3
+
+
+@pytest.mark.parametrize("last_iterate", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 16, 33])
+def test_with_a_fixed_batch_perturbations_are_bit_equal_for_every_batch_size_and_order(size, last_iterate):
+    model, image, label, index = labelled()
+    fixed = attack(FIXED, last_iterate=last_iterate)
+    together = fixed(model, image, label, index)
+    order = torch.randperm(33, generator=torch.Generator().manual_seed(0))
+    pieces = [fixed(model, image[part], label[part], index[part]) for part in order.split(size)]
+    assert torch.equal(torch.cat(pieces), together[order])
+
+
+def test_the_model_sees_exactly_the_fixed_number_of_images_and_the_counts_are_those_of_the_samples():
+    model, image, label, index = labelled(5)
+    sizes = []
+    model.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
+    attempts = list(attack(Engine(fixed_batch=8, fold=False)).attempts(model, image, label, index))
+    assert set(sizes) == {8}
+    plain = list(attack(Engine(fold=False)).attempts(model, image, label, index))
+    for fixed, free in zip(attempts, plain, strict=True):
+        assert fixed.forwards.tolist() == free.forwards.tolist()
+        assert fixed.backwards.tolist() == free.backwards.tolist()
+
+
+def test_half_precision_is_for_the_search_only_and_finds_nearly_as_much():
+    model, image, label, index = labelled()
+    counts = []
+    for autocast in (None, "bfloat16"):
+        found = attack(Engine(autocast=autocast))(model, image, label, index)
+        assert found.dtype == torch.float32
+        counts.append(int((model(found).argmax(1) != label).sum()))
+    assert counts[0] > 0
+    assert counts[1] >= counts[0] - 2
+
+
+class Noisy(nn.Module):
+    """Adds noise drawn from torch's own generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Net()
+
+    def forward(self, image):
+        return self.inner(image + 0.1 * torch.randn_like(image))
+
+
+def test_averaging_over_a_models_randomness_costs_that_many_passes_and_leaves_the_generator_alone():
+    model, clean = Noisy(), float64_images()
+    before = torch.get_rng_state()
+    averaged = pgd(steps=3, engine=Engine(samples=4), last_iterate=True)
+    first = next(averaged.attempts(model, clean, LABEL, INDEX))
+    torch.rand(3)
+    again = next(averaged.attempts(model, clean, LABEL, INDEX))
+    assert first.forwards.tolist() == first.backwards.tolist() == [12] * 6
+    assert torch.equal(first.image, again.image)
+    torch.set_rng_state(before)
+    next(averaged.attempts(model, clean, LABEL, INDEX))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_averaged_gradient_is_nearer_to_that_without_noise():
+    model, clean = Noisy(), float64_images()
+    exact = pgd(steps=1, last_iterate=True)(model.inner, clean, LABEL, INDEX)
+    agreement = [
+        float((pgd(steps=1, last_iterate=True, engine=Engine(samples=n))(model, clean, LABEL, INDEX) == exact)
+              .double().mean())
+        for n in (1, 64)
+    ]  # fmt: skip
+    assert agreement[1] > agreement[0] + 0.02
+
+
+def test_crafting_in_train_mode_leaves_modes_and_running_statistics_as_they_were():
+    model, clean = Busy(), float64_images().float()
+    before, seen = model.state(), []
+    model.register_forward_hook(lambda module, inputs, output: seen.append([m.training for m in module.modules()]))
+    pgd(engine=Engine(crafting_mode="train"), last_iterate=True)(model, clean, LABEL, INDEX)
+    assert model.state() == before
+    assert all(flags == before["flags"] for flags in seen)
+    assert seen
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fixed_batch": 0}, "engine.fixed_batch must be >= 1 or null, got 0"),
+        ({"compile": True}, "engine.compile needs engine.fixed_batch"),
+        ({"samples": 0}, "engine.samples must be >= 1, got 0"),
+        ({"autocast": "int8"}, "engine.autocast must be null, bfloat16 or float16, got int8"),
+        ({"crafting_mode": "test"}, "engine.crafting_mode must be eval or train, got test"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(options, message):
+    with pytest.raises(UserError, match=message):
+        Engine(**options)
+
+
+def test_a_model_that_returns_probabilities_is_told_and_attacked_all_the_same():
+    model, clean = Net(), float64_images()
+    label = model(clean).argmax(1)
+    with pytest.warns(UserWarning, match="seems to return probabilities"):
+        found = pgd(steps=5)(lambda image: model(image).softmax(1), clean, label, INDEX)
+    assert (model(found).argmax(1) != label).any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pgd(steps=5)(model, clean, label, INDEX)
+
+
+def test_a_description_tells_engines_apart_where_they_change_results():
+    assert json.dumps(pgd(engine=Engine(samples=5)).describe()) != json.dumps(pgd().describe())

@@ -1,0 +1,144 @@
+import copy
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from robustfg.attacks import PGD, CrossEntropy, Engine, GradientAttack, Linf
+from robustfg.attacks.folding import folded
+from robustfg.models import Backbone
+
+
+def settled(model, size=16):
+    """Running statistics as of some images, so that folding has something to do."""
+    model.train()
+    with torch.no_grad():
+        for seed in range(3):
+            model(images(seed=seed, size=size))
+    return model.eval()
+
+
+def images(count=8, size=16, seed=0):
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def norms(model):
+    return [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+
+class Plain(nn.Sequential):
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2),
+            nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5),
+        )  # fmt: skip
+
+
+class Twice(nn.Module):
+    """The convolution's output is used beside its norm too, so folding would be wrong."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, image):
+        map_ = self.conv(image)
+        return self.head((map_ + self.norm(map_)).mean((2, 3)))
+
+
+class Shared(nn.Module):
+    """One convolution before two norms."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.first, self.second = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, image):
+        map_ = self.conv(image)
+        return self.head((self.first(map_) + self.second(map_).relu()).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Plain,
+        lambda: timm.create_model("resnet18", num_classes=5, layers=[1, 1, 1, 1], channels=[8, 8, 16, 16]),
+        lambda: timm.create_model("tf_efficientnet_lite0", num_classes=5),
+        lambda: Backbone(name="resnet18", image_size=16, options={"channels": [8, 8, 16, 16]}),
+    ],
+    ids=["plain", "resnet", "efficientnet", "backbone"],
+)
+def test_the_copy_answers_alike_without_batch_norms_and_so_does_its_gradient(make):
+    model = settled(make())
+    copy_ = folded(model, images())
+    assert copy_ is not model
+    assert norms(model)
+    assert not norms(copy_)
+    answers, slopes = [], []
+    for network in (model, copy_):
+        image = images(seed=9).requires_grad_()
+        answer = network(image)
+        slopes.append(torch.autograd.grad(answer.square().sum(), image)[0])
+        answers.append(answer.detach())
+    scale = answers[0].abs().max()
+    assert torch.allclose(*answers, rtol=0, atol=float(1e-5 * scale))
+    assert torch.allclose(*slopes, rtol=0, atol=float(1e-4 * slopes[0].abs().max()))
+
+
+@pytest.mark.parametrize("make", [Twice, Shared])
+def test_what_cannot_be_folded_is_left_as_it_is(make):
+    model = settled(make())
+    with torch.no_grad():
+        expected = model(images())
+        assert torch.allclose(folded(model, images())(images()), expected, rtol=0, atol=1e-5)
+
+
+def test_the_model_itself_is_not_changed_and_not_copied_where_nothing_can_be_folded():
+    model = settled(Plain())
+    before = copy.deepcopy(model.state_dict())
+    modules = dict(model.named_modules())
+    folded(model, images())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert dict(model.named_modules()) == modules
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(768, 5))
+    assert folded(linear, images()) is linear
+
+
+def test_the_copy_is_made_once_and_again_when_the_weights_change():
+    model = settled(Plain())
+    first = folded(model, images())
+    assert folded(model, images()) is first
+    with torch.no_grad():
+        model[0].weight.mul_(1.5)
+    second = folded(model, images())
+    assert second is not first
+    model[0].weight.data = model[0].weight.data * 2  # autograd's version counter does not see this
+    third = folded(model, images())
+    with torch.no_grad():
+        assert torch.allclose(third(images()), model(images()), rtol=0, atol=1e-5)
+
+
+def test_a_change_that_nothing_gives_away_is_found_by_comparing_answers():
+    model = settled(Plain())
+    folded(model, images())
+    model[0].weight.data.mul_(2)
+    assert folded(model, images()) is model
+
+
+def test_an_attack_on_the_copy_finds_what_one_on_the_model_finds():
+    model, image = settled(Plain()), images(32)
+    label = model(image).argmax(1)
+    attack = PGD(epsilon="16/255", steps=10, objective=CrossEntropy())
+    exact = GradientAttack(**{**vars(attack), "engine": Engine(fold=False)})
+    with torch.no_grad():
+        results = [model(a(model, image, label)).argmax(1) == label for a in (attack, exact)]
+    assert (results[0] != results[1]).sum() <= 1
+    assert 0 < results[0].sum() < 32
+    assert norms(model)
+    assert isinstance(attack.threat, Linf)
