@@ -1,5 +1,6 @@
 """The norm balls: l-inf, l2 and l1."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,6 +25,10 @@ class Linf(Threat):
     def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
         return torch.clamp(image, clean - self.radius, clean + self.radius)
 
+    def projector(self, clean: Tensor) -> Callable[[Tensor], Tensor]:
+        low, high = (clean - self.radius).clamp_(0, 1), (clean + self.radius).clamp_(0, 1)
+        return lambda image: torch.clamp(image, low, high)
+
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
 
@@ -32,7 +37,7 @@ class Linf(Threat):
         return ((2 * draws - 1) * self.radius).to(clean)
 
     def size(self, perturbation: Tensor) -> Tensor:
-        return perturbation.double().flatten(1).abs().amax(1)
+        return perturbation.flatten(1).abs().amax(1).double()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -58,15 +58,17 @@ class Task:
             raise ValueError(f"need images (B, C, H, W) and labels (B,), got {shapes[0]} and {shapes[1]}")
         if index is not None and index.shape != label.shape:
             raise ValueError(f"need one sample id per image, got {tuple(index.shape)} for {shapes[1]}")
-        if image.numel() and not bool(((image >= 0) & (image <= 1)).all()):
-            low, high = torch.aminmax(image)
+        low, high = torch.aminmax(image) if image.numel() else (0.0, 1.0)
+        if not (low >= 0 and high <= 1):
             raise ValueError(f"images must lie in [0, 1] (normalise inside the model), got [{low:.3g}, {high:.3g}]")
         ids = torch.arange(len(label), device=label.device) if index is None else index
         image, label, ids = (tensor.detach().clone() for tensor in (image, label, ids))
         return cls(image, label, ids, draw, None if logits is None else logits.detach().clone())
 
     def part(self, rows: Tensor) -> Self:
-        """Some of the samples, by their positions or a mask."""
+        """Some of the samples, by their positions."""
+        if len(rows) == len(self.label):
+            return self
         logits = None if self.logits is None else self.logits[rows]
         return replace(self, image=self.image[rows], label=self.label[rows], index=self.index[rows], logits=logits)
 

@@ -1,8 +1,8 @@
 """How a model is run while it is attacked."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -13,6 +13,7 @@ from robustfg.attacks.freeze import Model, attackable
 from robustfg.errors import UserError
 from robustfg.types import Output, joined, mapped
 
+WORTH_A_COPY = 4  # passes
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -53,22 +54,28 @@ class Engine:
         if self.samples < 1:
             raise UserError(f"engine.samples must be >= 1, got {self.samples}")
 
+    def describe(self) -> Mapping[str, object]:
+        """What differs from the defaults, for an attack's description."""
+        changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return {"engine": changed} if changed else {}
+
     @property
     def tolerance(self) -> float:
         """Share of the largest logit by which a margin may be off, so that only a clearer one counts as success."""
         return 0.05 if self.autocast else 1e-4 if self.fold or self.compile else 0.0
 
     @contextmanager
-    def running(self, model: Model, image: Tensor) -> Iterator["Run"]:
+    def running(self, model: Model, image: Tensor, passes: int) -> Iterator["Run"]:
         """The model frozen and prepared; given back as it was, also after an error.
 
         Args:
             model: what is attacked.
             image: some of the images, to try a private copy on.
+            passes: how often it will be asked; a private copy does not pay for a few.
         """
         with attackable(model, eval_mode=self.crafting_mode == "eval"):
             quick = model
-            if self.fold and self.crafting_mode == "eval" and isinstance(model, nn.Module):
+            if self.fold and self.crafting_mode == "eval" and passes >= WORTH_A_COPY and isinstance(model, nn.Module):
                 quick = folded(model, image)
             exact = quick is model and not (self.autocast or self.compile)
             if self.compile:

@@ -95,7 +95,7 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
 def _watching(model: nn.Module, after_convolution: object, before_norm: object) -> Iterator[None]:
     hooks = []
     for module in model.modules():
-        if type(module) is nn.Conv2d:
+        if isinstance(module, nn.Conv2d):
             hooks.append(module.register_forward_hook(after_convolution))  # type: ignore[arg-type]
         elif isinstance(module, nn.BatchNorm2d) and (type(module) is nn.BatchNorm2d or _activated(module)):
             hooks.append(module.register_forward_pre_hook(before_norm))  # type: ignore[arg-type]

@@ -57,6 +57,7 @@ class GradientAttack(Search):
             "objective": self.objective.name,
             "seed": self.seed,
             **{option: repr(value) for option, value in transfer.items() if value is not None},
+            **self.engine.describe(),
         }
 
     @property
@@ -69,9 +70,10 @@ class GradientAttack(Search):
     def search(self, victim: Victim, draws: Draws, restart: int) -> None:
         """Climbs from the start; the samples that are fooled leave unless the last iterate counts."""
         current, memory = victim.clean, None
+        project = self.threat.projector(victim.clean)
         if self.random_start or restart:
             noise = self.threat.uniform(victim.clean, victim.index, *draws.key)
-            current = self.threat.project(victim.clean + noise, victim.clean)
+            current = project(victim.clean + noise)
         for taken in range(self.steps):
             shown = self.step.ahead(current, memory, self.threat)
             seen_as = None if self.seen_as is None else self.seen_as.drawn(draws, victim.index, taken)
@@ -79,10 +81,12 @@ class GradientAttack(Search):
             if self.smoothing is not None:
                 gradient = self.smoothing(gradient)
             moved, memory = self.step(current, gradient, memory, self.threat)
-            current = self.threat.project(moved, victim.clean)
+            current, standing = project(moved), len(victim)
             current, memory = victim.leave(current, memory)
             if not len(victim):
                 return
+            if len(victim) < standing:
+                project = self.threat.projector(victim.clean)
         if self.last_iterate:
             victim.settle(current)
         else:

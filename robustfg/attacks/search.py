@@ -44,30 +44,34 @@ class Search(Attack):
 
     @torch.inference_mode(False)
     def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
-        new = _standing(task.image, before)
-        rows = (~(new[1] < 0)).nonzero().flatten()
-        if len(rows):
-            draws = Draws(self.seed, self.name, task.draw, restart)
-            own = keyed_generators(task.image.device, *draws.key, "model")
-            with self.engine.running(model, task.image) as run, own:
-                part = task.part(rows)
-                victim = Victim(run, part, threat=self.threat, decision=self.decision, **self.victim_options())
-                self.search(victim, draws, restart)
-                for column, found in zip(new, victim.results(), strict=True):
-                    column[rows] = found.to(column.dtype)
-        self.threat.check(new[0], task.image)
-        return Attempt(*new)
+        rows = torch.arange(len(task.label), device=task.label.device)
+        if before is not None:
+            rows = (~(before.margin < 0)).nonzero().flatten()
+        found = self._found(model, task.part(rows), Draws(self.seed, self.name, task.draw, restart), restart)
+        attempt = found if before is None else _after(before, rows, found)
+        self.threat.check(attempt.image, task.image)
+        return attempt
+
+    def _found(self, model: Model, task: Task, draws: Draws, restart: int) -> Attempt:
+        if not len(task.label):
+            none = torch.zeros_like(task.label)
+            return Attempt(task.image, task.image.new_zeros(0), none, none, none, none.bool())
+        own = keyed_generators(task.image.device, *draws.key, "model")
+        with self.engine.running(model, task.image, self.passes // self.rounds) as run, own:
+            victim = Victim(run, task, threat=self.threat, decision=self.decision, **self.victim_options())
+            self.search(victim, draws, restart)
+            return Attempt(*victim.results())
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
-        with self.engine.running(model, image) as run, torch.no_grad():
+        with self.engine.running(model, image, 1) as run, torch.no_grad():
             return -self.decision(run(image), label.clone())
 
 
-def _standing(clean: Tensor, before: Attempt | None) -> tuple[Tensor, ...]:
-    """The columns of an ``Attempt`` before a round: what was reached, at no cost."""
-    zeros = torch.zeros(len(clean), dtype=torch.int64, device=clean.device)
-    if before is None:
-        return clean.clone(), clean.new_full((len(clean),), torch.nan), zeros - 1, zeros, zeros.clone(), zeros.bool()
-    return (
-        before.image.clone(), before.margin.clone(), before.first_success.clone(), zeros, zeros.clone(), zeros.bool()
-    )  # fmt: skip
+def _after(before: Attempt, rows: Tensor, found: Attempt) -> Attempt:
+    """Where all samples stand: what was found for ``rows``, and what was reached before, at no cost, for the others."""
+    zeros = torch.zeros_like(before.forwards)
+    old = (before.image, before.margin, before.first_success, zeros, zeros, zeros.bool())
+    new = (found.image, found.margin, found.first_success, found.forwards, found.backwards, found.dead_gradient)
+    return Attempt(
+        *(column.index_copy(0, rows, values.to(column.dtype)) for column, values in zip(old, new, strict=True))
+    )

@@ -27,7 +27,7 @@ class StepRule(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """The next image before projection, and what the rule remembers, ``(B, C, H, W)`` each."""
         direction, memory = self._direction(gradient, memory)
-        return image + step_length(self.size, threat.radius) * threat.steepest(direction), memory
+        return torch.add(image, threat.steepest(direction), alpha=step_length(self.size, threat.radius)), memory
 
     def ahead(self, image: Tensor, memory: Tensor | None, threat: Threat) -> Tensor:
         """Where the gradient is taken: at the image itself, but for rules that look ahead."""

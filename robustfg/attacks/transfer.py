@@ -55,7 +55,7 @@ class Transfer(Attack):
         standing = torch.ones_like(task.label, dtype=torch.bool) if before is None else ~(before.margin < 0)
         if isinstance(self.surrogate, nn.Module):
             self.surrogate.to(task.image.device)
-        part = replace(task.part(standing), logits=None)  # those are the attacked model's
+        part = replace(task.part(standing.nonzero().flatten()), logits=None)  # those are the attacked model's
         crafted = self.attack.attempt(self.surrogate, part, restart, None) if len(part.label) else None
         image = task.image.clone() if before is None else before.image.clone()
         margin = image.new_zeros(len(image)) if before is None else before.margin.clone()

@@ -73,7 +73,7 @@ class Victim:
         self._first = torch.full((size,), -1, **long)  # type: ignore[call-overload]
         self._forwards = torch.zeros_like(self._first)
         self._backwards = torch.zeros_like(self._first)
-        self._left = [clean.clone(), *(part.clone() for part in self._columns())]
+        self._left: list[Tensor] | None = None  # all samples' columns, once some have left
         self._steps, self._asked = 0, False
 
     def __len__(self) -> int:
@@ -159,7 +159,10 @@ class Victim:
         """Lets the samples go that ``mask`` ``(b,)`` does not name; returns the attack's state without them."""
         if bool(mask.all()):
             return state
-        self._flush()
+        if self._left is None:
+            self._left = [column.clone() for column in self._flush()]
+        else:
+            self._flush()
         here = len(mask)
         self.clean, self.label, self.index = self.clean[mask], self.label[mask], self.index[mask]
         self._rows, self._best = self._rows[mask], self._best[mask]
@@ -180,8 +183,7 @@ class Victim:
 
     def results(self) -> tuple[Tensor, ...]:
         """Of all ``B`` samples: image, margin, first_success, forwards, backwards, dead_gradient."""
-        self._flush()
-        image, _, margin, _, dead, first, forwards, backwards = self._left
+        image, _, margin, _, dead, first, forwards, backwards = self._flush()
         return image, margin, first, forwards, backwards, dead
 
     def _columns(self) -> tuple[Tensor, ...]:
@@ -189,17 +191,21 @@ class Victim:
             self._score, self._margin, self._fooled, self._dead, self._first, self._forwards, self._backwards,
         )  # fmt: skip
 
-    def _flush(self) -> None:
-        for left, here in zip(self._left, (self._best, *self._columns()), strict=True):
-            left[self._rows] = here
+    def _flush(self) -> list[Tensor]:
+        """The columns of all samples, brought up to date."""
+        here = [self._best, *self._columns()]
+        if self._left is None:
+            return here
+        for left, column in zip(self._left, here, strict=True):
+            left[self._rows] = column
+        return self._left
 
     def _finite(self, gradient: Tensor) -> Tensor:
-        finite = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         if not self._steps:  # the first gradient of the search
-            dead = (finite.flatten(1).abs().amax(1) == 0) | (finite != gradient).flatten(1).any(1)
-            self._dead = torch.where(self._backwards == 0, dead, self._dead)
+            largest = gradient.flatten(1).abs().amax(1)  # NaN where any is
+            self._dead = torch.where(self._backwards == 0, ~(largest > 0) | largest.isinf(), self._dead)
         self._backwards += self.run.engine.samples
-        return finite
+        return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
 
     def _success(self, output: Output | Tensor, margin: Tensor) -> Tensor:
         """Where the margin is negative by more than the run's arithmetic may be off."""

@@ -3,7 +3,7 @@ import warnings
 
 import pytest
 import torch
-from test_folding import Plain, images, settled
+from test_folding import Plain, images
 from test_gradient import INDEX, LABEL, Busy, Net, pgd
 from test_gradient import images as float64_images
 from torch import nn
@@ -15,11 +15,11 @@ FIXED = Engine(fixed_batch=8)
 
 
 def attack(engine, **options):
-    return pgd(epsilon="16/255", steps=6, engine=engine, random_start=True, restarts=2, **options)
+    return pgd(epsilon="2/255", steps=6, engine=engine, random_start=True, restarts=2, **options)
 
 
 def labelled(count=33):
-    model, image = settled(Plain()), images(count)
+    model, image = Plain().centred(), images(count)
     return model, image, model(image).argmax(1), torch.arange(count) * 7 + 3
 
 
@@ -65,7 +65,7 @@ class Noisy(nn.Module):
         self.inner = Net()
 
     def forward(self, image):
-        return self.inner(image + 0.1 * torch.randn_like(image))
+        return self.inner(image + 0.5 * torch.randn_like(image))
 
 
 def test_averaging_over_a_models_randomness_costs_that_many_passes_and_leaves_the_generator_alone():
