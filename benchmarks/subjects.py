@@ -29,7 +29,7 @@ def small_cnn(classes: int = 10) -> nn.Module:
 
 
 def resnet18(classes: int = 10) -> nn.Module:
-    """timm's ResNet-18."""
+    """Timm's ResNet-18."""
     network: nn.Module = timm.create_model("resnet18", num_classes=classes)
     return network
 

@@ -10,11 +10,13 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 
 from robustfg.attacks import Attack
+from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
-from robustfg.config import build
+from robustfg.config import build, refuse_untrusted_config
 from robustfg.data.datamodule import DataModule
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
+from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.losses import Softmax
 from robustfg.models import PublishedBackbone
 from robustfg.reporting.csv_logger import MetricsCsv
@@ -73,14 +75,34 @@ def published_classifier_of(config: Config, classes: tuple[str, ...]) -> Classif
     return Classifier(backbone=backbone, loss=Softmax.around(backbone.head), num_classes=len(classes))
 
 
-def attacks_of(config: Config) -> dict[str, Attack]:
-    """The suite by name."""
+def attacks_of(config: Config, classes: tuple[str, ...]) -> dict[str, Attack]:
+    """The suite by name; a surrogate given by its run's folder is loaded."""
     if taken := {"clean", "robust"} & config["attack"].keys():
         raise UserError(f"attack.{min(taken)}: choose another name, this one stands for something else in the results")
-    return {name: build(node, f"attack.{name}") for name, node in _named(config["attack"]).items()}
+    suite = {}
+    for name, node in _named(config["attack"]).items():
+        option = f"attack.{name}"
+        surrogate: dict[str, Any] = {}
+        if "surrogate" in node:
+            surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", classes, tuple(config.get("trust", ())))
+        suite[name] = build(node, option, **surrogate)
+    return suite
 
 
-def evaluation_of(config: Config, folder: Path) -> RobustnessEvaluation:
+def surrogate_of(path: str, option: str, classes: tuple[str, ...], trust: tuple[str, ...]) -> dict[str, Any]:
+    """The classifier of another run, given by its folder or checkpoint, and a name that tells it from others."""
+    place = Path(path).expanduser()
+    checkpoint = Checkpoint.read(place / "checkpoints" / "best.ckpt" if place.is_dir() else place, option)
+    checkpoint.expect_classes(classes)
+    stored = checkpoint.config
+    refuse_untrusted_config(stored, trust)
+    model = stored["model"] | {"pretrained": False, "weights": None}  # the file's own weights follow
+    classifier = classifier_of(stored | {"model": model}, checkpoint.classes)
+    checkpoint.load_into(classifier)
+    return {"surrogate": classifier.eval(), "surrogate_name": f"{path}, weights {weights_sha256(classifier)[:12]}"}
+
+
+def evaluation_of(config: Config, folder: Path, classes: tuple[str, ...]) -> RobustnessEvaluation:
     """The robustness evaluation of ``trainer.test``."""
     node = {key: value for key, value in config["evaluation"].items() if key != "validation"}
     make = build(node | {"_partial_": True}, "evaluation")
@@ -92,17 +114,17 @@ def evaluation_of(config: Config, folder: Path) -> RobustnessEvaluation:
     }
     loading = ("batch_size", "eval_batch_size", "num_workers", "cache", "root", "download")
     context = {"data": {k: v for k, v in config["data"].items() if k not in loading}, "model": config["model"]}
-    evaluation = make(attacks=attacks_of(config), folder=folder, about=about, context=context)
+    evaluation = make(attacks=attacks_of(config, classes), folder=folder, about=about, context=context)
     assert isinstance(evaluation, RobustnessEvaluation)
     return evaluation
 
 
-def validation_of(config: Config) -> list[pl.Callback]:
+def validation_of(config: Config, classes: tuple[str, ...]) -> list[pl.Callback]:
     """The look at robustness during training, where it chooses the checkpoint."""
     if config["monitor"] != "val/robust_accuracy":
         return []
     make = build(config["evaluation"]["validation"] | {"_partial_": True}, "evaluation.validation")
-    return [make(attacks=attacks_of(config))]
+    return [make(attacks=attacks_of(config, classes))]
 
 
 def callbacks_of(config: Config) -> list[pl.Callback]:

@@ -32,6 +32,9 @@ TRUSTED_CLASSES = {
 }  # fmt: skip
 """What a stored config may name: classes of ours, by resolved identity, and these exact names."""
 
+INSTANTIATED = ("data", "model", "loss", "training", "optimizer", "scheduler")
+"""Parts of a stored config from which a classifier and its data are made again."""
+
 
 @dataclass
 class Root:
@@ -129,6 +132,11 @@ def build(node: Mapping[str, Any], option: str, /, **arguments: Any) -> Any:
         if isinstance(cause, TypeError | ValueError | InstantiationException):
             raise UserError(f"{option}: {str(cause).splitlines()[0]}") from cause
         raise
+
+
+def refuse_untrusted_config(stored: Mapping[str, Any], trust: tuple[str, ...] = ()) -> None:
+    """``refuse_untrusted`` on every part of a checkpoint's config that is instantiated."""
+    refuse_untrusted({part: stored[part] for part in INSTANTIATED}, trust)
 
 
 def refuse_untrusted(node: Any, trust: tuple[str, ...] = ()) -> None:

@@ -8,7 +8,15 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, refuse_untrusted, register_schemas, told_plainly
+from robustfg.config import (
+    CONF,
+    chosen,
+    plain,
+    refuse_sweep_with_ddp,
+    refuse_untrusted_config,
+    register_schemas,
+    told_plainly,
+)
 from robustfg.errors import UserError
 
 register_schemas()
@@ -49,7 +57,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
         checkpoint.expect_classes(data.classes)
         classifier = assemble.classifier_of(config, checkpoint.classes)
         checkpoint.load_into(classifier)
-    evaluation = assemble.evaluation_of(config, folder)
+    evaluation = assemble.evaluation_of(config, folder, data.classes)
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, [evaluation], assemble.loggers_of(config, folder))
         run.write_origin(config, folder, data, command, trainer.loggers)
@@ -62,8 +70,7 @@ def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
     ``data`` replaces the stored node where it was chosen, and single keys of it otherwise; ``model`` and ``loss`` must
     be the checkpoint's.
     """
-    refuse_untrusted({part: stored[part] for part in ("data", "model", "loss", "training", "optimizer", "scheduler")},
-                     tuple(config["trust"]))  # fmt: skip
+    refuse_untrusted_config(stored, tuple(config["trust"]))
     name, stored_name = config["model"].get("name"), stored["model"]["name"]
     if name not in (None, stored_name):
         raise UserError(f"model.name={name}, but checkpoint={config['checkpoint']} holds {stored_name}")

@@ -47,9 +47,10 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     run.refuse_another_runs_folder(config, folder)
     data = assemble.data_of(config)
     classifier = assemble.classifier_of(config, data.classes)
-    evaluation = assemble.evaluation_of(config, folder)
+    evaluation = assemble.evaluation_of(config, folder, data.classes)
+    validation = assemble.validation_of(config, data.classes)
     last = folder / "checkpoints" / "last.ckpt"
-    callbacks = [evaluation, *assemble.validation_of(config), *assemble.callbacks_of(config), SaveOnInterrupt(last)]
+    callbacks = [evaluation, *validation, *assemble.callbacks_of(config), SaveOnInterrupt(last)]
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
         run.write_origin(config, folder, data, command, trainer.loggers)

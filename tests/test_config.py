@@ -46,6 +46,9 @@ GIVEN = {  # what the program adds to a node
 }
 
 
+ASKED = {"transfer": ["attack.transfer.surrogate=outputs/birds-softmax/other"]}  # what the user must say
+
+
 def test_there_are_options_to_test():
     assert len(OPTIONS) > 40
 
@@ -54,7 +57,7 @@ def test_there_are_options_to_test():
 def test_every_option_composes_and_binds_to_what_it_configures(group, option):
     if group == "hydra":
         return  # composed by every other test
-    config = plain(composed("evaluate" if option == "stored" else "train", f"{group}={option}"))
+    config = plain(composed("evaluate" if option == "stored" else "train", f"{group}={option}", *ASKED.get(option, [])))
     for path, node in nodes(config):
         target = get_object(node["_target_"])
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
@@ -65,6 +68,8 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
         if path == "data":
             arguments = {key: value for key, value in arguments.items() if key not in ("root", "download")}
         top = path.split(".")[0]
+        if path == "attack.transfer":
+            arguments["surrogate_name"] = "given by the program"
         if path in GIVEN or (top in ("attack", "logger") and path.count(".") == 1):
             arguments = GIVEN.get(path, GIVEN[top]) | arguments
         if node.get("_partial_"):
