@@ -37,7 +37,8 @@ class Linf(Threat):
         return ((2 * draws - 1) * self.radius).to(clean)
 
     def size(self, perturbation: Tensor) -> Tensor:
-        return perturbation.flatten(1).abs().amax(1).double()
+        low, high = perturbation.flatten(1).amin(1), perturbation.flatten(1).amax(1)
+        return torch.maximum(-low, high).double()
 
 
 @dataclass(frozen=True, kw_only=True)

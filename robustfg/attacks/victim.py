@@ -100,7 +100,8 @@ class Victim:
         for _ in range(samples - 1):
             more = self._differentiated(image, objective, seen_as)
             value, margin, gradient = value + more[0], margin + more[1], gradient + more[2]
-        value, margin, gradient = value / samples, margin / samples, gradient / samples
+        if samples > 1:
+            value, margin, gradient = value / samples, margin / samples, gradient / samples
         if seen_as is None:
             self._remember(image.detach(), output, margin, samples)
         else:
@@ -142,7 +143,7 @@ class Victim:
     def pull(self, value: Tensor, image: Tensor, *, again: bool = False) -> Tensor:
         """One backward pass: the gradient of ``value.sum()`` with respect to the image asked about with ``graph``."""
         gradient = derivative(value.sum(), image, again=again)
-        return self._finite(gradient)
+        return self._finite(gradient, owned=not again)
 
     def leave(self, *state: *States) -> tuple[*States]:
         """Lets fooled samples go; returns the attack's state without them.
@@ -200,12 +201,15 @@ class Victim:
             left[self._rows] = column
         return self._left
 
-    def _finite(self, gradient: Tensor) -> Tensor:
+    def _finite(self, gradient: Tensor, *, owned: bool = True) -> Tensor:
+        """The gradient with 0 where it is not finite; ``owned`` if nobody else holds it, so that it may be changed."""
         if not self._steps:  # the first gradient of the search
-            largest = gradient.flatten(1).abs().amax(1)  # NaN where any is
-            self._dead = torch.where(self._backwards == 0, ~(largest > 0) | largest.isinf(), self._dead)
+            low, high = gradient.flatten(1).amin(1), gradient.flatten(1).amax(1)  # NaN where any is
+            alive = ((low < 0) | (high > 0)) & low.isfinite() & high.isfinite()
+            self._dead = torch.where(self._backwards == 0, ~alive, self._dead)
         self._backwards += self.run.engine.samples
-        return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        dense = gradient.is_contiguous() or gradient.is_contiguous(memory_format=torch.channels_last)
+        return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0, out=gradient if owned and dense else None)
 
     def _success(self, output: Output | Tensor, margin: Tensor) -> Tensor:
         """Where the margin is negative by more than the run's arithmetic may be off."""
