@@ -27,7 +27,7 @@ class Linf(Threat):
 
     def projector(self, clean: Tensor) -> Callable[[Tensor], Tensor]:
         low, high = (clean - self.radius).clamp_(0, 1), (clean + self.radius).clamp_(0, 1)
-        return lambda image: torch.clamp(image, low, high)
+        return lambda image: image.clamp_(low, high)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient.sign()

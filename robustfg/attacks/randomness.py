@@ -72,7 +72,9 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int])
     for _ in range(ROUNDS):
         # int64 wraps modulo 2^64, so the product's 64 bits are exact and its upper word is what the mask keeps.
         p0, p1 = c0 * MULTIPLIERS[0], c2 * MULTIPLIERS[1]
-        c0, c1, c2, c3 = ((p1 >> 32) & WORD) ^ c1 ^ k0, p1 & WORD, ((p0 >> 32) & WORD) ^ c3 ^ k1, p0 & WORD
+        high0, high1 = (p0 >> 32).bitwise_and_(WORD), (p1 >> 32).bitwise_and_(WORD)
+        c0, c1 = high1.bitwise_xor_(c1).bitwise_xor_(k0), p1.bitwise_and_(WORD)
+        c2, c3 = high0.bitwise_xor_(c3).bitwise_xor_(k1), p0.bitwise_and_(WORD)
         k0, k1 = (k0 + WEYL[0]) & WORD, (k1 + WEYL[1]) & WORD
     return c0, c1, c2, c3
 

@@ -69,7 +69,7 @@ class Threat(ABC):
         return self._to_ball(image, clean).clamp(0, 1)
 
     def projector(self, clean: Tensor) -> Callable[[Tensor], Tensor]:
-        """``project`` for these clean images, with what it needs of them computed once."""
+        """``project`` for these clean images, with what it needs of them computed once; may change its argument."""
         return lambda image: self.project(image, clean)
 
     @abstractmethod

@@ -46,7 +46,7 @@ class Victim:
         threat: the allowed images.
         decision: positive where the attacker has won; the other sign is the decision margin.
         minimum: keep the smallest successful perturbation instead of the smallest margin.
-        stay: fooled samples do not leave by themselves.
+        stay: nobody leaves and nothing is kept: the attack says with ``settle`` what the result is.
     """
 
     def __init__(
@@ -239,6 +239,10 @@ class Victim:
     def _remember(self, image: Tensor, output: Output | Tensor, margin: Tensor, samples: int) -> None:
         self._answered(output)
         won = self._success(output, margin)
+        self._first = torch.where((margin < 0) & (self._first < 0), self._forwards, self._first)
+        self._forwards = self._forwards + samples
+        if self.stay:
+            return
         score, done = self._scored(image, self.clean, margin, won)
         better = score < self._score if self.minimum else (score < self._score) & ~self._fooled
         if self.clean.device.type == "cpu" and bool(better.all()):
@@ -247,8 +251,6 @@ class Victim:
             self._best = torch.where(better[:, None, None, None], image, self._best)
             self._score = torch.where(better, score.to(self._score.dtype), self._score)
             self._margin = torch.where(better, margin.to(self._margin.dtype), self._margin)
-        self._first = torch.where((margin < 0) & (self._first < 0), self._forwards, self._first)
-        self._forwards += samples
         self._fooled = self._fooled | done
 
     def _remember_some(self, image: Tensor, output: Output | Tensor, margin: Tensor, of: Tensor, samples: int) -> None:
