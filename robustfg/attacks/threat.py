@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -60,7 +61,7 @@ class Threat(ABC):
     def __post_init__(self) -> None:
         _ = self.radius
 
-    @property
+    @cached_property
     def radius(self) -> float:
         return pixel_value(self.epsilon, f"{self.norm} epsilon")
 
