@@ -149,7 +149,7 @@ def main() -> None:
         classifier, image, label, index = rightly_classified(path, options.samples, device)
         print(f"\n{path}: {len(label)} images right when clean, l-inf {options.epsilon}, {device}")
         print(
-            "| | broken by ours | by theirs | by theirs only | forwards, ours / theirs | backwards | time, theirs ÷ ours |"
+            "| | broken by ours | by theirs | only theirs | forwards, ours / theirs | backwards | their time ÷ ours |"
         )
         print("|---|---|---|---|---|---|---|")
         for option in options.pairs.split(","):
