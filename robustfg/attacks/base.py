@@ -35,6 +35,8 @@ class Attempt:
     """``(B,)`` int64, backward passes spent."""
     dead_gradient: Tensor
     """``(B,)`` bool: the first gradient was all zero or not finite."""
+    logits: Tensor | None = None
+    """``(B, K)`` logits of the clean images, where this or an earlier round has asked for them; NaN where not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +78,14 @@ class Attack(ABC):
         """Settings for the record: norm, epsilon, objective, steps and whatever else makes this attack what it is."""
 
     @property
+    def rounds(self) -> int:
+        """How many attempts ``attempts`` yields: the restarts, of every target or stage where there are several."""
+        return self.restarts
+
+    @property
     def passes(self) -> int:
-        """Forward passes of one sample at the most, over all restarts; progress bars read it."""
-        return self.restarts * (int(getattr(self, "steps", 1)) + 1)
+        """Forward passes of one sample at the most, over all rounds; progress bars read it."""
+        return self.rounds * (int(getattr(self, "steps", 1)) + 1)
 
     def victim_options(self) -> Mapping[str, bool]:
         """How images are kept: ``minimum`` and ``stay`` of ``Victim``."""
@@ -107,7 +114,7 @@ class Attack(ABC):
         """
         clean, label, index = checked(image, label, index)
         before: Attempt | None = None
-        for restart in range(self.restarts):
+        for restart in range(self.rounds):
             with torch.inference_mode(False):
                 before = self._attempt(model, clean, label, index, restart, draw, logits, before)
             self.threat.check(before.image, clean)
@@ -119,7 +126,7 @@ class Attack(ABC):
         """The image with the smallest margin over all restarts, per sample; arguments as for ``attempts``."""
         best: Attempt | None = None
         for attempt in self.attempts(model, image, label, index, draw=draw):
-            if self.restarts > 1 and bool(attempt.margin.isnan().any()):
+            if self.rounds > 1 and bool(attempt.margin.isnan().any()):
                 attempt = replace(attempt, margin=self._margins(model, attempt.image, label))
             if best is None:
                 best = attempt
@@ -149,6 +156,8 @@ class Attack(ABC):
         new += [before.margin.clone() if before else clean.new_full((len(clean),), float("nan"))]
         zeros = torch.zeros_like(label)
         new += [before.first_success.clone() if before else zeros - 1, zeros, zeros.clone(), zeros.bool()]
+        if logits is None and before is not None:
+            logits = before.logits
         if len(rows):
             with self.engine.running(model, clean) as run:
                 part = None if logits is None else logits.detach().clone()[rows]
@@ -157,9 +166,14 @@ class Attack(ABC):
                     logits=part, **self.victim_options(),
                 )  # fmt: skip
                 self.search(victim, Draws(self.seed, self.name, draw, restart), restart)
-                for column, found in zip(new, victim.results(), strict=True):
-                    column[rows] = found.to(column.dtype)
-        return Attempt(*new)
+                results = victim.results()
+                asked = results[3] > 0  # the others were not attacked in this round and stay where they were
+                for column, found in zip(new, results, strict=True):
+                    column[rows[asked]] = found[asked].to(column.dtype)
+            if logits is None and victim.asked is not None:
+                logits = victim.asked.new_full((len(clean), victim.asked.shape[1]), torch.nan)
+                logits[rows] = victim.asked
+        return replace(Attempt(*new), logits=logits)
 
     def _margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
         with self.engine.running(model, image) as run, torch.no_grad():

@@ -138,7 +138,7 @@ class RobustnessEvaluation(pl.Callback):
         data, world = _data(trainer), trainer.world_size
         rows = [row for part in gathered(self.store.own_rows(world)) for row in part]
         table = table_of(rows)
-        require_complete(table, data.positions[self.split], {name: a.restarts for name, a in self.attacks.items()})
+        require_complete(table, data.positions[self.split], {name: a.rounds for name, a in self.attacks.items()})
         facts = self._facts(trainer, cast(Evaluated, pl_module))
         summary = self._summary(table, facts, trainer)
         if trainer.is_global_zero:  # what an earlier evaluation left here

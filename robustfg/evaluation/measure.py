@@ -94,7 +94,7 @@ def measure_attack(
     perturbations: list[Perturbation] = []
     wrong, right = _select(batch, ~clean_correct), _select(batch, clean_correct)
     attempts = attack.attempts(model, right.image, right.label, right.index) if len(right.label) else iter(())
-    for restart in range(attack.restarts):
+    for restart in range(attack.rounds):
         if len(wrong.label):
             rows += [
                 row | {"attack": attack.name, "restart": restart, "forwards": 0} for row in measure_clean(model, wrong)

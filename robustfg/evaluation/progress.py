@@ -59,4 +59,4 @@ class AttackProgress:
 
 def steps_of(attack: Attack) -> int:
     """Forwards of an attack on one batch at the most."""
-    return attack.restarts * (getattr(attack, "steps", 1) + 1)
+    return attack.rounds * (getattr(attack, "steps", 1) + 1)
