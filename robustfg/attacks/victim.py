@@ -48,6 +48,9 @@ class Victim:
         minimum: keep the smallest successful perturbation instead of the smallest margin.
         stay: fooled samples do not leave by themselves.
         logits: clean logits ``(B, K)`` where the caller already has them.
+
+    Attributes:
+        asked: clean logits ``(B, K)`` if they were asked for before a sample left.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Victim:
         size, long = len(clean), {"dtype": torch.int64, "device": clean.device}
         self._rows = torch.arange(size, device=clean.device)
         self._logits = logits
+        self.asked: Tensor | None = None
         self._best = clean
         self._score = clean.new_full((size,), torch.inf, dtype=torch.promote_types(clean.dtype, torch.float32))
         self._margin = torch.full_like(self._score, torch.nan)
@@ -87,6 +91,8 @@ class Victim:
         """Clean logits ``(b, K)``, asked for once."""
         if self._logits is None:
             self._logits = logits_of(self.look(self.clean)[0])
+            if len(self) == len(self._left[0]):
+                self.asked = self._logits
         return self._logits
 
     def slope(self, image: Tensor, objective: Objective, *, seen_as: Change | None = None) -> Slope:
