@@ -73,10 +73,11 @@ class Siblings(TargetChoice):
         return {"choice": "siblings", "count": self.count, "groups": self.groups and list(self.groups)}
 
     def _preferred(self, order: Tensor, label: Tensor) -> Tensor:
-        if len(self.groups) != order.shape[1] + 1:
-            raise UserError(
-                f"targets.groups must name the group of all {order.shape[1] + 1} classes, got {self.groups}"
-            )
+        if self.groups is None:
+            return torch.zeros_like(order, dtype=torch.bool)
+        classes = order.shape[1] + 1
+        if len(self.groups) != classes:
+            raise UserError(f"targets.groups must name the group of {classes} classes, got {len(self.groups)} groups")
         known = sorted(set(self.groups), key=str)
         group = torch.tensor([known.index(name) for name in self.groups], device=order.device)
         return group[order] == group[label][:, None]
