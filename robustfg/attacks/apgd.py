@@ -128,8 +128,8 @@ class APGD(AutomaticAscent):
     was not halved there. Images, gradients and values all go back, so that the next rise counts from the best value.
 
     Args:
-        rho: share of rising steps (section 3.1).
-        momentum: weight of the new step; the rest goes on as the last one did (alpha in section 3.1).
+        rho: share of rising steps.
+        momentum: weight of the new step; the rest goes on as the last one did (alpha in the paper).
     """
 
     rho: float = 0.75
@@ -148,7 +148,7 @@ class APGD(AutomaticAscent):
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
-        """``ceil(p n)`` for p = 0.22, 0.41, 0.57, …: each period is 0.03 shorter, at least 0.06 (section 3.1)."""
+        """``ceil(p n)`` for p = 0.22, 0.41, 0.57, …: each period is 0.03 shorter, at least 0.06."""
         before, place, places = 0, 22, []  # in hundredths, so that nothing is rounded
         while place < 100:
             places.append(-(-place * self.steps // 100))

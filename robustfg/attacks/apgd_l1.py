@@ -13,7 +13,7 @@ from robustfg.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class L1APGD(AutomaticAscent):
-    """Signed steps along the k largest components of the gradient, projected to ball and box together (section 4).
+    """Signed steps along the k largest components of the gradient, projected to ball and box together.
 
     Every 4 % of the steps, k becomes two thirds of the number of pixels values that the best point has changed. Where
     that made k smaller by 5 % or more, the search goes back to the best point with steps of epsilon; elsewhere steps

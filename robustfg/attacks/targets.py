@@ -48,7 +48,7 @@ class TargetChoice(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TopClasses(TargetChoice):
-    """The wrong classes with the highest logits on the clean image (Croce & Hein 2020, section 4)."""
+    """The wrong classes with the highest logits on the clean image (Croce & Hein 2020)."""
 
     def describe(self) -> Mapping[str, object]:
         return {"choice": "top_classes", "count": self.count}
