@@ -113,8 +113,8 @@ def naive_apgd(value_and_gradient, start, clean, norm, epsilon, n, rho=0.75, alp
             if f[k] > best[0]:
                 best = (f[k], x[k], g[k])
         if k in marks:
-            few = sum(rises) < rho * (k - before)
-            stuck = not halved_before and best[0] == f_max_at_mark
+            few = bool(sum(rises) < rho * (k - before))
+            stuck = bool(not halved_before and best[0] == f_max_at_mark)
             events.append((few, stuck))
             if few or stuck:
                 eta = eta / 2
@@ -143,7 +143,7 @@ def score_of(objective, logits, label):
 def test_every_image_asked_about_equals_the_papers_algorithm_run_on_one_sample_alone(
     kind, epsilon, objective, random_start
 ):
-    model, clean, steps = Net(), images(), 40
+    model, clean, steps = Net(), images(), 25  # before it converges, where rounding decides what rises
     label = model(clean).argmax(1)
     attack = plain(kind, epsilon, steps=steps, objective=objective, random_start=random_start, decision=never)
     seen, decided = asked(attack, model, clean, label), Counter()
@@ -160,11 +160,11 @@ def test_every_image_asked_about_equals_the_papers_algorithm_run_on_one_sample_a
             (gradient,) = torch.autograd.grad(value, image)
             return value.detach(), gradient
 
-        points, events = naive_apgd(value_and_gradient, start[sample], clean[sample], attack.threat.norm, epsilon, 40)
+        points, events = naive_apgd(value_and_gradient, start[sample], clean[sample], attack.threat.norm, epsilon, steps)
         decided.update(events)
         assert torch.allclose(seen[:, sample], points, rtol=0, atol=1e-9)
-    assert decided[True, False] + decided[True, True] > 0
-    assert len(decided) > 1
+    assert decided[False, False] > 0
+    assert decided[True, False] > 0
 
 
 class Script:
