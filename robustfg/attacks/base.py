@@ -113,6 +113,7 @@ class Attack(ABC):
             logits: ``(B, K)`` logits of the clean images, where the caller has them, to save a forward pass.
         """
         clean, label, index = checked(image, label, index)
+        logits = None if logits is None else logits.detach()
         before: Attempt | None = None
         for restart in range(self.rounds):
             with torch.inference_mode(False):
