@@ -1,5 +1,7 @@
 """Attacks, usable without the rest: plain torch, no Lightning, no Hydra, no particular model."""
 
+from robustfg.attacks.apgd import APGD
+from robustfg.attacks.apgd_l1 import L1APGD
 from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
 from robustfg.attacks.cascade import Cascade
@@ -16,14 +18,18 @@ from robustfg.attacks.objectives import (
 from robustfg.attacks.presets import BIM, FGSM, MIM, PGD
 from robustfg.attacks.search import Search
 from robustfg.attacks.steps import Momentum, Nesterov, Steepest, StepRule
+from robustfg.attacks.targeted import TargetedCrossEntropy, TargetedDLR, TargetedMargin, TargetedObjective
+from robustfg.attacks.targets import Siblings, TargetChoice, TopClasses
 from robustfg.attacks.threat import Threat
 from robustfg.attacks.transfer import Transfer
 from robustfg.attacks.transforms import ResizeAndPad, Smoothing
 
 __all__ = [
+    "APGD",
     "BIM",
     "FGSM",
     "L1",
+    "L1APGD",
     "L2",
     "MIM",
     "PGD",
@@ -43,9 +49,16 @@ __all__ = [
     "ResizeAndPad",
     "ScaledCrossEntropy",
     "Search",
+    "Siblings",
     "Smoothing",
     "Steepest",
     "StepRule",
+    "TargetChoice",
+    "TargetedCrossEntropy",
+    "TargetedDLR",
+    "TargetedMargin",
+    "TargetedObjective",
     "Threat",
+    "TopClasses",
     "Transfer",
 ]

@@ -32,6 +32,8 @@ class Attempt:
     """``(B,)`` int64, backward passes spent."""
     dead_gradient: Tensor
     """``(B,)`` bool: the first gradient was all zero or not finite."""
+    logits: Tensor | None = None
+    """``(B, K)`` logits of the clean images, where this or an earlier round has asked for them; NaN where not."""
 
 
 @dataclass(frozen=True)

@@ -3,25 +3,21 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from robustfg.attacks.ascent import Ascent
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.objectives import Margin, Objective
-from robustfg.attacks.search import Search
 from robustfg.attacks.steps import Steepest, StepRule
 from robustfg.attacks.transforms import Smoothing, Transform
 from robustfg.attacks.victim import Victim
-from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientAttack(Search):
+class GradientAttack(Ascent):
     """Projected gradient ascent on an objective, inside a threat model (Madry et al. 2018).
 
     The worst iterate is kept, judged by the decision margin, and a sample that is fooled takes no further steps.
 
     Args:
         step: the step rule.
-        steps: gradient steps per restart.
-        objective: what is maximised.
         random_start: start at a point drawn uniformly from the ball; otherwise at the clean image. With several
             restarts and no random start the first begins at the clean image and the others at random.
         last_iterate: return the last iterate whether or not an earlier one was worse, as much published code does. It
@@ -31,58 +27,46 @@ class GradientAttack(Search):
     """
 
     step: StepRule = field(default_factory=lambda: Steepest(size="eps/4"))
-    steps: int = 20
-    objective: Objective = field(default_factory=Margin)
     random_start: bool = False
     last_iterate: bool = False
     seen_as: Transform | None = None
     smoothing: Smoothing | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.steps < 1:
-            raise UserError(f"steps must be >= 1, got {self.steps}")
-
     def describe(self) -> Mapping[str, object]:
         transfer = {"seen_as": self.seen_as, "smoothing": self.smoothing}
         return {
-            "norm": self.threat.norm,
-            "epsilon": str(self.threat.epsilon),
-            "steps": self.steps,
+            **super().describe(),
             "step_rule": type(self.step).__name__.lower(),
             **{f"step_{option}": str(value) for option, value in vars(self.step).items()},
             "random_start": self.random_start,
             "last_iterate": self.last_iterate,
-            "restarts": self.restarts,
-            "objective": self.objective.name,
-            "seed": self.seed,
             **{option: repr(value) for option, value in transfer.items() if value is not None},
             **self.engine.describe(),
         }
 
     @property
     def passes(self) -> int:
-        return self.restarts * (self.steps + (not self.last_iterate))
+        return self.rounds * (self.steps + (not self.last_iterate))
 
     def victim_options(self) -> Mapping[str, bool]:
         return {"stay": self.last_iterate}
 
     def search(self, victim: Victim, draws: Draws, restart: int) -> None:
         """Climbs from the start; the samples that are fooled leave unless the last iterate counts."""
-        current, memory = victim.clean, None
+        target, memory = self.aim(victim, restart), None
+        if not len(victim):
+            return
+        current = self.random_image(victim, draws) if self.random_start or restart else victim.clean
         project = self.threat.projector(victim.clean)
-        if self.random_start or restart:
-            noise = self.threat.uniform(victim.clean, victim.index, *draws.key)
-            current = project(victim.clean + noise)
         for taken in range(self.steps):
             shown = self.step.ahead(current, memory, self.threat)
             seen_as = None if self.seen_as is None else self.seen_as.drawn(draws, victim.index, taken)
-            gradient = victim.slope(shown, self.objective, seen_as=seen_as).gradient
+            gradient = victim.slope(shown, self.towards(target), seen_as=seen_as).gradient
             if self.smoothing is not None:
                 gradient = self.smoothing(gradient)
             moved, memory = self.step(current, gradient, memory, self.threat)
             current, standing = project(moved), len(victim)
-            current, memory = victim.leave(current, memory)
+            current, memory, target = victim.leave(current, memory, target)
             if not len(victim):
                 return
             if len(victim) < standing:

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class Search(Attack):
         rows = torch.arange(len(task.label), device=task.label.device)
         if before is not None:
             rows = (~(before.margin < 0)).nonzero().flatten()
+            task = task if task.logits is not None else replace(task, logits=before.logits)
         found = self._found(model, task.part(rows), Draws(self.seed, self.name, task.draw, restart), restart)
         attempt = found if before is None else _after(before, rows, found)
         self.threat.check(attempt.image, task.image)
@@ -60,7 +61,8 @@ class Search(Attack):
         with self.engine.running(model, task.image, self.passes // self.rounds) as run, own:
             victim = Victim(run, task, threat=self.threat, decision=self.decision, **self.victim_options())
             self.search(victim, draws, restart)
-            return Attempt(*victim.results())
+            logits = task.logits if victim.asked is None else victim.asked
+            return replace(Attempt(*victim.results()), logits=logits)
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
         with self.engine.running(model, image, 1) as run, torch.no_grad():
@@ -68,10 +70,17 @@ class Search(Attack):
 
 
 def _after(before: Attempt, rows: Tensor, found: Attempt) -> Attempt:
-    """Where all samples stand: what was found for ``rows``, and what was reached before, at no cost, for the others."""
+    """Where all samples stand: what was found for ``rows``, and what was reached before, at no cost, for the others.
+
+    A sample that the model was not asked about in this round stays where it was, too.
+    """
+    asked = found.forwards > 0
     zeros = torch.zeros_like(before.forwards)
     old = (before.image, before.margin, before.first_success, zeros, zeros, zeros.bool())
     new = (found.image, found.margin, found.first_success, found.forwards, found.backwards, found.dead_gradient)
-    return Attempt(
-        *(column.index_copy(0, rows, values.to(column.dtype)) for column, values in zip(old, new, strict=True))
-    )
+    pairs = zip(old, new, strict=True)
+    columns = (column.index_copy(0, rows[asked], values[asked].to(column.dtype)) for column, values in pairs)
+    logits = before.logits
+    if logits is None and found.logits is not None:
+        logits = found.logits.new_full((len(zeros), found.logits.shape[1]), torch.nan).index_copy(0, rows, found.logits)
+    return replace(Attempt(*columns), logits=logits)

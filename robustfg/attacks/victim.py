@@ -47,6 +47,9 @@ class Victim:
         decision: positive where the attacker has won; the other sign is the decision margin.
         minimum: keep the smallest successful perturbation instead of the smallest margin.
         stay: nobody leaves and nothing is kept: the attack says with ``settle`` what the result is.
+
+    Attributes:
+        asked: clean logits ``(B, K)`` if they were asked for before a sample left.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Victim:
         size, long = len(clean), {"dtype": torch.int64, "device": clean.device}
         self._rows = torch.arange(size, device=clean.device)
         self._logits = task.logits
+        self.asked: Tensor | None = None
         self._best = clean
         self._score = clean.new_full((size,), torch.inf, dtype=torch.promote_types(clean.dtype, torch.float32))
         self._margin = torch.full_like(self._score, torch.nan)
@@ -84,6 +88,8 @@ class Victim:
         """Clean logits ``(b, K)``, asked for once."""
         if self._logits is None:
             self._logits = logits_of(self.look(self.clean)[0])
+            if self._left is None:
+                self.asked = self._logits
         return self._logits
 
     def slope(self, image: Tensor, objective: Objective, *, seen_as: Change | None = None) -> Slope:

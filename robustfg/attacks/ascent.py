@@ -1,0 +1,79 @@
+"""What the attacks share that climb along gradients: an objective, steps, and the classes they aim at."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from robustfg.attacks.draws import Draws
+from robustfg.attacks.objectives import Margin, Objective
+from robustfg.attacks.search import Search
+from robustfg.attacks.targeted import Aimed, TargetedObjective
+from robustfg.attacks.targets import TargetChoice
+from robustfg.attacks.victim import Victim
+from robustfg.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ascent(Search):
+    """Maximises an objective, one that any mistake raises or one that needs a target class.
+
+    With targets, each round drives every sample to one class: all targets in turn, ``restarts`` times.
+
+    Args:
+        steps: gradient steps per round.
+        objective: what is maximised; a ``TargetedObjective`` if there are ``targets``.
+        targets: chooses the classes to drive a sample to.
+    """
+
+    steps: int = 20
+    objective: Objective | TargetedObjective = field(default_factory=Margin)
+    targets: TargetChoice | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise UserError(f"steps must be >= 1, got {self.steps}")
+        if isinstance(self.objective, TargetedObjective) and self.targets is None:
+            raise UserError(f"objective {self.objective.name} needs targets, such as TopClasses")
+        if not isinstance(self.objective, TargetedObjective) and self.targets is not None:
+            raise UserError(f"targets need a targeted objective, such as TargetedMargin, got {self.objective.name}")
+
+    @property
+    def rounds(self) -> int:
+        return self.restarts * (1 if self.targets is None else self.targets.count)
+
+    def describe(self) -> Mapping[str, object]:
+        return {
+            "norm": self.threat.norm,
+            "epsilon": str(self.threat.epsilon),
+            "steps": self.steps,
+            "restarts": self.restarts,
+            "objective": self.objective.name,
+            "seed": self.seed,
+            **({} if self.targets is None else {"targets": self.targets.describe()}),
+        }
+
+    def aim(self, victim: Victim, restart: int) -> Tensor:
+        """The class every sample is driven to in this round, ``(b,)``; without targets, its label.
+
+        If there are fewer wrong classes than targets, all samples leave in the surplus rounds.
+        """
+        if self.targets is None:
+            return victim.label
+        chosen = self.targets.choose(victim.logits, victim.label)
+        turn = restart % self.targets.count
+        if turn < chosen.shape[1]:
+            return chosen[:, turn]
+        victim.keep(torch.zeros_like(victim.label, dtype=torch.bool))
+        return victim.label
+
+    def towards(self, target: Tensor) -> Objective:
+        """The objective, aimed at ``target`` ``(b,)`` if it needs one."""
+        return Aimed(self.objective, target) if isinstance(self.objective, TargetedObjective) else self.objective
+
+    def random_image(self, victim: Victim, draws: Draws) -> Tensor:
+        """A point drawn uniformly from the ball around every clean image, then projected to the allowed images."""
+        noise = self.threat.uniform(victim.clean, victim.index, *draws.key)
+        return self.threat.project(victim.clean + noise, victim.clean)
