@@ -13,6 +13,8 @@ from robustfg.attacks.objectives import (
     ScaledCrossEntropy,
 )
 from robustfg.attacks.presets import BIM, FGSM, MIM, PGD
+from robustfg.attacks.sparse_rs import L0, SparseRS
+from robustfg.attacks.square import Square
 from robustfg.attacks.steps import Momentum, Nesterov, Steepest, StepRule
 from robustfg.attacks.threat import Threat
 from robustfg.attacks.transforms import ResizeAndPad, Smoothing
@@ -20,6 +22,7 @@ from robustfg.attacks.transforms import ResizeAndPad, Smoothing
 __all__ = [
     "BIM",
     "FGSM",
+    "L0",
     "L1",
     "L2",
     "MIM",
@@ -39,6 +42,8 @@ __all__ = [
     "ResizeAndPad",
     "ScaledCrossEntropy",
     "Smoothing",
+    "SparseRS",
+    "Square",
     "Steepest",
     "StepRule",
     "Threat",
