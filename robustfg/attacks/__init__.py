@@ -2,8 +2,12 @@
 
 from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
+from robustfg.attacks.directions import Directions, Gaussian, Rademacher
 from robustfg.attacks.engine import Engine
+from robustfg.attacks.estimated import EstimatedGradient
 from robustfg.attacks.gradient import GradientAttack
+from robustfg.attacks.hopskipjump import HopSkipJump
+from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.objectives import (
     CrossEntropy,
     DifferenceOfLogitsRatio,
@@ -31,14 +35,20 @@ __all__ = [
     "Attempt",
     "CrossEntropy",
     "DifferenceOfLogitsRatio",
+    "Directions",
     "Engine",
+    "EstimatedGradient",
+    "Gaussian",
     "GradientAttack",
+    "HopSkipJump",
     "KullbackLeibler",
     "Linf",
     "Margin",
+    "MinimumNormAttack",
     "Momentum",
     "Nesterov",
     "Objective",
+    "Rademacher",
     "ResizeAndPad",
     "ScaledCrossEntropy",
     "Smoothing",

@@ -68,9 +68,7 @@ class RandomSearch(Attack):
         """Random numbers a sample of shape ``(C, H, W)`` needs at this query and, at the most, at later ones."""
 
     @abstractmethod
-    def propose(
-        self, image: Tensor, clean: Tensor, memory: Tensor, drawn: Tensor, query: int
-    ) -> tuple[Tensor, Tensor]:
+    def propose(self, image: Tensor, clean: Tensor, memory: Tensor, drawn: Tensor, query: int) -> tuple[Tensor, Tensor]:
         """Changed copies of the images and of what is remembered about them.
 
         Args:

@@ -38,8 +38,8 @@ class L0(Threat):
         return gradient.sign() * top.view_as(gradient[:, :1])
 
     def uniform(self, clean: Tensor, index: Tensor, *key: int | str) -> Tensor:
-        batch, channels, height, width = clean.shape
-        order = keyed_uniforms(height * width, index, *key, "pixels").argsort(1, stable=True)
+        batch, _, height, width = clean.shape
+        order = keyed_uniforms(height * width, index, *key, "pixels").argsort(stable=True, dim=1)
         chosen = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, : int(self.radius)], True)
         colour = keyed_uniforms(clean.shape[1:].numel(), index, *key, "colours").view_as(clean).to(clean)
         return torch.where(chosen.view(batch, 1, height, width), colour - clean, 0)
@@ -78,7 +78,7 @@ class SparseRS(RandomSearch):
     def begin(self, clean: Tensor, index: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """Random pixels in random corners' colours; remembered is an order of all pixels, the changed ones first."""
         batch, channels, height, width = clean.shape
-        order = draws.uniforms(height * width, index, "pixels").argsort(1, stable=True)
+        order = draws.uniforms(height * width, index, "pixels").argsort(stable=True, dim=1)
         count = self._count(clean.shape[1:])
         colours = draws.signs(channels * count, index, "colours").clamp_min(0).view(batch, channels, count)
         place = order[:, None, :count].expand(-1, channels, -1)
@@ -87,9 +87,7 @@ class SparseRS(RandomSearch):
     def draws_needed(self, shape: torch.Size, query: int) -> int:
         return (2 + shape[0]) * self.exchanged(self._count(shape), query)
 
-    def propose(
-        self, image: Tensor, clean: Tensor, memory: Tensor, drawn: Tensor, query: int
-    ) -> tuple[Tensor, Tensor]:
+    def propose(self, image: Tensor, clean: Tensor, memory: Tensor, drawn: Tensor, query: int) -> tuple[Tensor, Tensor]:
         batch, channels, height, width = image.shape
         count, pixels = self._count(image.shape[1:]), height * width
         swaps = self.exchanged(count, query) if count else 0

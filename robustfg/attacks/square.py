@@ -55,9 +55,7 @@ class Square(RandomSearch):
     def draws_needed(self, shape: torch.Size, query: int) -> int:
         return self.squares.draws_needed(shape[0])
 
-    def propose(
-        self, image: Tensor, clean: Tensor, memory: Tensor, drawn: Tensor, query: int
-    ) -> tuple[Tensor, Tensor]:
+    def propose(self, image: Tensor, clean: Tensor, memory: Tensor, drawn: Tensor, query: int) -> tuple[Tensor, Tensor]:
         height, width = image.shape[2:]
         area = self.p_init * 0.5 ** self.stage(query, HALVINGS) * height * width
         squares = self.squares

@@ -11,6 +11,7 @@ from torch import Tensor
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.windows import two_bumps, window
 
+
 @dataclass(frozen=True, kw_only=True)
 class Squares(ABC):
     """The starts and proposals of Square in one norm.
@@ -132,7 +133,7 @@ class Bumps(Squares):
 
     def _inside(self, clean: Tensor) -> float:
         """The radius less what rounding each pixel of an image can add to the norm."""
-        rounding = clean.shape[1:].numel() ** (1 / self.order) * torch.finfo(clean.dtype).eps / 4
+        rounding = math.pow(clean.shape[1:].numel(), 1 / self.order) * torch.finfo(clean.dtype).eps / 4
         return max(self.radius - rounding, 0.0)
 
     def _norm(self, change: Tensor, axes: int | tuple[int, ...]) -> Tensor:

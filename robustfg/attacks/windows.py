@@ -45,4 +45,5 @@ def two_bumps(size: int, order: int, decay: int) -> Tensor:
     if size > 1:
         upper = bump(size // 2, size, decay)
         both = torch.cat([upper / torch.linalg.vector_norm(upper, order), both])
-    return both / torch.linalg.vector_norm(both, order)
+    normed: Tensor = both / torch.linalg.vector_norm(both, order)
+    return normed
