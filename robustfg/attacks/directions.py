@@ -38,4 +38,5 @@ class Rademacher:
         size = like.shape[1:].numel()
         words = (draws.uniforms(-(-size // BITS), index, *purpose) * 2**BITS).int()
         bits = (words[:, :, None] >> torch.arange(BITS, device=words.device, dtype=torch.int32)) & 1
-        return bits.flatten(1)[:, :size].reshape(like.shape).to(like.dtype).mul_(2).sub_(1)
+        signs: Tensor = bits.flatten(1)[:, :size].reshape(like.shape).to(like.dtype).mul_(2).sub_(1)
+        return signs

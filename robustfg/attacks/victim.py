@@ -246,7 +246,7 @@ class Victim:
         """As ``_remember`` for several images of some samples: the best of each sample's images counts."""
         won = self._success(output, margin)
         score, done = self._scored(image, self.clean[of], margin, won)
-        score = score.to(self._score.dtype).nan_to_num(nan=torch.inf)
+        score = score.to(self._score.dtype).nan_to_num(nan=torch.inf, posinf=torch.inf)
         least = torch.full_like(self._score, torch.inf).scatter_reduce(0, of, score, "amin")
         place = torch.arange(len(of), device=of.device)
         place = torch.where(score == least[of], place, len(of))
