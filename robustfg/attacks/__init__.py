@@ -5,8 +5,12 @@ from robustfg.attacks.apgd_l1 import L1APGD
 from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
 from robustfg.attacks.cascade import Cascade
+from robustfg.attacks.directions import Directions, Gaussian, Rademacher
 from robustfg.attacks.engine import Engine
+from robustfg.attacks.estimated import EstimatedGradient
 from robustfg.attacks.gradient import GradientAttack
+from robustfg.attacks.hopskipjump import HopSkipJump
+from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.objectives import (
     CrossEntropy,
     DifferenceOfLogitsRatio,
@@ -17,6 +21,8 @@ from robustfg.attacks.objectives import (
 )
 from robustfg.attacks.presets import BIM, FGSM, MIM, PGD
 from robustfg.attacks.search import Search
+from robustfg.attacks.sparse_rs import L0, SparseRS
+from robustfg.attacks.square import Square
 from robustfg.attacks.steps import Momentum, Nesterov, Steepest, StepRule
 from robustfg.attacks.targeted import TargetedCrossEntropy, TargetedDLR, TargetedMargin, TargetedObjective
 from robustfg.attacks.targets import Siblings, TargetChoice, TopClasses
@@ -28,6 +34,7 @@ __all__ = [
     "APGD",
     "BIM",
     "FGSM",
+    "L0",
     "L1",
     "L1APGD",
     "L2",
@@ -38,19 +45,27 @@ __all__ = [
     "Cascade",
     "CrossEntropy",
     "DifferenceOfLogitsRatio",
+    "Directions",
     "Engine",
+    "EstimatedGradient",
+    "Gaussian",
     "GradientAttack",
+    "HopSkipJump",
     "KullbackLeibler",
     "Linf",
     "Margin",
+    "MinimumNormAttack",
     "Momentum",
     "Nesterov",
     "Objective",
+    "Rademacher",
     "ResizeAndPad",
     "ScaledCrossEntropy",
     "Search",
     "Siblings",
     "Smoothing",
+    "SparseRS",
+    "Square",
     "Steepest",
     "StepRule",
     "TargetChoice",

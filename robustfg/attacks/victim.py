@@ -46,7 +46,8 @@ class Victim:
         threat: the allowed images.
         decision: positive where the attacker has won; the other sign is the decision margin.
         minimum: keep the smallest successful perturbation instead of the smallest margin.
-        stay: nobody leaves and nothing is kept: the attack says with ``settle`` what the result is.
+        stay: nobody leaves by itself. Unless ``minimum``, nothing is kept either: the attack says with ``settle`` what
+            the result is.
 
     Attributes:
         asked: clean logits ``(B, K)`` if they were asked for before a sample left.
@@ -180,9 +181,19 @@ class Victim:
         kept = tuple(s[mask] if isinstance(s, Tensor) and s.dim() and len(s) == here else s for s in state)
         return kept  # type: ignore[return-value]
 
-    def settle(self, image: Tensor) -> None:
-        """Says what the result is, one image for every sample still attacked, whatever was better before."""
-        self._best, self._margin = image.detach(), torch.full_like(self._margin, torch.nan)
+    def settle(self, image: Tensor, mask: Tensor | None = None) -> None:
+        """Says what the result is, one image for every sample still attacked, whatever was better before.
+
+        Args:
+            image: ``(b, C, H, W)``.
+            mask: ``(b,)``, only for these.
+        """
+        unseen = torch.full_like(self._margin, torch.nan)
+        if mask is None:
+            self._best, self._margin = image.detach(), unseen
+        else:
+            self._best = torch.where(mask[:, None, None, None], image.detach(), self._best)
+            self._margin = torch.where(mask, unseen, self._margin)
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The image kept of every sample still attacked, and its margin."""
@@ -217,11 +228,12 @@ class Victim:
         dense = gradient.is_contiguous() or gradient.is_contiguous(memory_format=torch.channels_last)
         return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0, out=gradient if owned and dense else None)
 
+    def clearance(self, output: Output | Tensor) -> Tensor:
+        """How far below 0 margins must lie to count as a success, ``(n,)``: what the run's arithmetic may be off."""
+        return self.run.tolerance * logits_of(output).detach().abs().amax(1).clamp_min(1)
+
     def _success(self, output: Output | Tensor, margin: Tensor) -> Tensor:
-        """Where the margin is negative by more than the run's arithmetic may be off."""
-        if not self.run.tolerance:
-            return margin < 0
-        return margin < -self.run.tolerance * logits_of(output).detach().abs().amax(1).clamp_min(1)
+        return margin < -self.clearance(output) if self.run.tolerance else margin < 0
 
     def _scored(self, image: Tensor, clean: Tensor, margin: Tensor, won: Tensor) -> tuple[Tensor, Tensor]:
         """What is minimised, and which samples need no better image."""
@@ -247,7 +259,7 @@ class Victim:
         won = self._success(output, margin)
         self._first = torch.where((margin < 0) & (self._first < 0), self._forwards, self._first)
         self._forwards = self._forwards + samples
-        if self.stay:
+        if self.stay and not self.minimum:
             return
         score, done = self._scored(image, self.clean, margin, won)
         better = score < self._score if self.minimum else (score < self._score) & ~self._fooled
@@ -264,7 +276,7 @@ class Victim:
         self._answered(output)
         won = self._success(output, margin)
         score, done = self._scored(image, self.clean[of], margin, won)
-        score = score.to(self._score.dtype).nan_to_num(nan=torch.inf)
+        score = score.to(self._score.dtype).nan_to_num(nan=torch.inf, posinf=torch.inf)
         least = torch.full_like(self._score, torch.inf).scatter_reduce(0, of, score, "amin")
         place = torch.arange(len(of), device=of.device)
         place = torch.where(score == least[of], place, len(of))
