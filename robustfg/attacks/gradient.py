@@ -69,20 +69,24 @@ class GradientAttack(Attack):
     def search(self, victim: Victim, draws: Draws, restart: int) -> None:
         """Climbs from the start; the samples that are fooled leave unless the last iterate counts."""
         current, memory = victim.clean, None
+        threat = self.threat.placed(victim.clean, victim.index, *draws.key)
         if self.random_start or restart:
-            noise = self.threat.uniform(victim.clean, victim.index, *draws.key)
-            current = self.threat.project(victim.clean + noise, victim.clean)
+            noise = threat.uniform(victim.clean, victim.index, *draws.key)
+            current = threat.project(victim.clean + noise, victim.clean)
         for taken in range(self.steps):
-            shown = self.step.ahead(current, memory, self.threat)
+            shown = self.step.ahead(current, memory, threat)
             seen_as = None if self.seen_as is None else self.seen_as.drawn(draws, victim.index, taken)
             gradient = victim.slope(shown, self.objective, seen_as=seen_as).gradient
             if self.smoothing is not None:
                 gradient = self.smoothing(gradient)
-            moved, memory = self.step(current, gradient, memory, self.threat)
-            current = self.threat.project(moved, victim.clean)
+            moved, memory = self.step(current, gradient, memory, threat)
+            current = threat.project(moved, victim.clean)
+            standing = len(victim)
             current, memory = victim.leave(current, memory)
             if not len(victim):
                 return
+            if len(victim) < standing:
+                threat = self.threat.placed(victim.clean, victim.index, *draws.key)
         if self.last_iterate:
             victim.settle(current)
         else:
