@@ -25,10 +25,9 @@ def _scale(tau: float, scale: float | None) -> float:
     return chosen
 
 
-def _excess(score: Tensor, tau: float) -> Tensor:
-    """How far a score is above the threshold: negative exactly where ``score <= tau``."""
-    limit = torch.tensor(tau, dtype=score.dtype, device=score.device)
-    return score - torch.nextafter(limit, torch.full_like(limit, torch.inf))
+def _excess(score: Tensor, tau: float, scale: float) -> Tensor:
+    """How far a score is above the threshold in units of the scale: negative exactly where ``score <= tau``."""
+    return (score - tau) / scale - torch.finfo(score.dtype).eps * (score <= tau)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +57,8 @@ class WrongAndNear:
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
         distance = self.distances(output)
-        own = distance.gather(1, label[:, None])
-        worst = torch.maximum(_excess(distance, self.tau), distance - own) / _scale(self.tau, self.scale)
+        own, scale = distance.gather(1, label[:, None]), _scale(self.tau, self.scale)
+        worst = torch.maximum(_excess(distance, self.tau, scale), (distance - own) / scale)
         return -(worst.scatter(1, label[:, None], torch.inf).amin(1) + self.margin)
 
 
@@ -89,8 +88,8 @@ class WrongAndAccepted:
         return f"{self.classifier.name} and accepted"
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
-        slack = -_excess(self.score(output), self.tau) / _scale(self.tau, self.scale)
-        return torch.minimum(self.classifier(output, label), slack)
+        excess = _excess(self.score(output), self.tau, _scale(self.tau, self.scale))
+        return torch.minimum(self.classifier(output, label), -excess)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +122,7 @@ class Selective:
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
         fooled = self.classifier(output, label)
-        excess = _excess(self.score(output), self.tau).clamp_min(0) / _scale(self.tau, self.scale)
+        excess = _excess(self.score(output), self.tau, _scale(self.tau, self.scale)).clamp_min(0)
         return torch.where(fooled > self.confidence, self.confidence - excess, fooled)
 
 
