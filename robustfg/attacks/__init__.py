@@ -4,12 +4,17 @@ from robustfg.attacks.apgd import APGD
 from robustfg.attacks.apgd_l1 import L1APGD
 from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
+from robustfg.attacks.bpda import Bpda, differentiable
 from robustfg.attacks.cascade import Cascade
 from robustfg.attacks.directions import Directions, Gaussian, Rademacher
+from robustfg.attacks.distances import NearestWrongCentre, NearestWrongPrototype
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.estimated import EstimatedGradient
+from robustfg.attacks.features import FeatureAttack, FeatureBank
 from robustfg.attacks.gradient import GradientAttack
+from robustfg.attacks.heads import OnHead, Summed
 from robustfg.attacks.hopskipjump import HopSkipJump
+from robustfg.attacks.joint import Lagrangian, Selective, WrongAndAccepted, WrongAndNear
 from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.objectives import (
     CrossEntropy,
@@ -20,8 +25,10 @@ from robustfg.attacks.objectives import (
     ScaledCrossEntropy,
 )
 from robustfg.attacks.presets import BIM, FGSM, MIM, PGD
+from robustfg.attacks.regions import Frame, Patch, Region
 from robustfg.attacks.search import Search
 from robustfg.attacks.sparse_rs import L0, SparseRS
+from robustfg.attacks.spatial import Rigid, Spatial
 from robustfg.attacks.square import Square
 from robustfg.attacks.steps import Momentum, Nesterov, Steepest, StepRule
 from robustfg.attacks.targeted import TargetedCrossEntropy, TargetedDLR, TargetedMargin, TargetedObjective
@@ -29,6 +36,7 @@ from robustfg.attacks.targets import Siblings, TargetChoice, TopClasses
 from robustfg.attacks.threat import Threat
 from robustfg.attacks.transfer import Transfer
 from robustfg.attacks.transforms import ResizeAndPad, Smoothing
+from robustfg.attacks.universal import UniversalPerturbation
 
 __all__ = [
     "APGD",
@@ -42,32 +50,46 @@ __all__ = [
     "PGD",
     "Attack",
     "Attempt",
+    "Bpda",
     "Cascade",
     "CrossEntropy",
     "DifferenceOfLogitsRatio",
     "Directions",
     "Engine",
     "EstimatedGradient",
+    "FeatureAttack",
+    "FeatureBank",
+    "Frame",
     "Gaussian",
     "GradientAttack",
     "HopSkipJump",
     "KullbackLeibler",
+    "Lagrangian",
     "Linf",
     "Margin",
     "MinimumNormAttack",
     "Momentum",
+    "NearestWrongCentre",
+    "NearestWrongPrototype",
     "Nesterov",
     "Objective",
+    "OnHead",
+    "Patch",
     "Rademacher",
+    "Region",
     "ResizeAndPad",
+    "Rigid",
     "ScaledCrossEntropy",
     "Search",
+    "Selective",
     "Siblings",
     "Smoothing",
     "SparseRS",
+    "Spatial",
     "Square",
     "Steepest",
     "StepRule",
+    "Summed",
     "TargetChoice",
     "TargetedCrossEntropy",
     "TargetedDLR",
@@ -76,4 +98,8 @@ __all__ = [
     "Threat",
     "TopClasses",
     "Transfer",
+    "UniversalPerturbation",
+    "WrongAndAccepted",
+    "WrongAndNear",
+    "differentiable",
 ]

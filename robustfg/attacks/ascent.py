@@ -74,6 +74,7 @@ class Ascent(Search):
         return Aimed(self.objective, target) if isinstance(self.objective, TargetedObjective) else self.objective
 
     def random_image(self, victim: Victim, draws: Draws) -> Tensor:
-        """A point drawn uniformly from the ball around every clean image, then projected to the allowed images."""
-        noise = self.threat.uniform(victim.clean, victim.index, *draws.key)
-        return self.threat.project(victim.clean + noise, victim.clean)
+        """A point drawn uniformly from the threat model around every clean image, then projected to it."""
+        threat = self.threat.placed(victim.clean, victim.index, *draws.key)
+        noise = threat.uniform(victim.clean, victim.index, *draws.key)
+        return threat.project(victim.clean + noise, victim.clean)

@@ -65,7 +65,7 @@ class Engine:
         return 0.05 if self.autocast else 1e-4 if self.fold or self.compile else 0.0
 
     @contextmanager
-    def running(self, model: Model, image: Tensor, passes: int) -> Iterator["Run"]:
+    def running(self, model: Model, image: Tensor, passes: int = WORTH_A_COPY) -> Iterator["Run"]:
         """The model frozen and prepared; given back as it was, also after an error.
 
         Args:

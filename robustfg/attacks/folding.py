@@ -7,7 +7,7 @@ follows which convolution is seen by running the network once; the copy is belie
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import cast
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,8 @@ def folded(model: nn.Module, image: Tensor) -> nn.Module:
 
 def _fingerprint(model: nn.Module) -> object:
     tensors = [*model.parameters(), *model.buffers()]
-    return tuple((id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors)
+    weights = tuple((id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors)
+    return weights, tuple(ref(module) for module in model.modules())  # equal only while they are the same modules
 
 
 def _agree(model: nn.Module, copy: nn.Module, image: Tensor) -> bool:

@@ -57,20 +57,22 @@ class GradientAttack(Ascent):
         if not len(victim):
             return
         current = self.random_image(victim, draws) if self.random_start or restart else victim.clean
-        project = self.threat.projector(victim.clean)
+        threat = self.threat.placed(victim.clean, victim.index, *draws.key)
+        project = threat.projector(victim.clean)
         for taken in range(self.steps):
-            shown = self.step.ahead(current, memory, self.threat)
+            shown = self.step.ahead(current, memory, threat)
             seen_as = None if self.seen_as is None else self.seen_as.drawn(draws, victim.index, taken)
             gradient = victim.slope(shown, self.towards(target), seen_as=seen_as).gradient
             if self.smoothing is not None:
                 gradient = self.smoothing(gradient)
-            moved, memory = self.step(current, gradient, memory, self.threat)
+            moved, memory = self.step(current, gradient, memory, threat)
             current, standing = project(moved), len(victim)
             current, memory, target = victim.leave(current, memory, target)
             if not len(victim):
                 return
             if len(victim) < standing:
-                project = self.threat.projector(victim.clean)
+                threat = self.threat.placed(victim.clean, victim.index, *draws.key)
+                project = threat.projector(victim.clean)
         if self.last_iterate:
             victim.settle(current)
         else:

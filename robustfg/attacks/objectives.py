@@ -17,7 +17,8 @@ from robustfg.types import Output, decision_margin, logits_of
 class Objective(Protocol):
     """A score of every sample that grows as the classifier gets nearer to a mistake."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor: ...
 

@@ -27,7 +27,7 @@ class StepRule(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """The next image before projection, and what the rule remembers, ``(B, C, H, W)`` each."""
         direction, memory = self._direction(gradient, memory)
-        return torch.add(image, threat.steepest(direction), alpha=step_length(self.size, threat.radius)), memory
+        return torch.add(image, threat.steepest(direction), alpha=step_length(self.size, threat.reach)), memory
 
     def ahead(self, image: Tensor, memory: Tensor | None, threat: Threat) -> Tensor:
         """Where the gradient is taken: at the image itself, but for rules that look ahead."""
@@ -70,4 +70,4 @@ class Nesterov(Momentum):
     def ahead(self, image: Tensor, memory: Tensor | None, threat: Threat) -> Tensor:
         if memory is None:
             return image
-        return (image + step_length(self.size, threat.radius) * self.decay * threat.steepest(memory)).clamp(0, 1)
+        return (image + step_length(self.size, threat.reach) * self.decay * threat.steepest(memory)).clamp(0, 1)

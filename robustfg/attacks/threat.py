@@ -65,6 +65,15 @@ class Threat(ABC):
     def radius(self) -> float:
         return pixel_value(self.epsilon, f"{self.norm} epsilon")
 
+    @property
+    def reach(self) -> float:
+        """What a step size given as a share of epsilon is a share of: how far a pixel may go at the most."""
+        return self.radius
+
+    def placed(self, clean: Tensor, index: Tensor, *key: int | str) -> "Threat":
+        """The threat model on these samples, where it leaves something open, such as a patch its place."""
+        return self
+
     def project(self, image: Tensor, clean: Tensor) -> Tensor:
         """The allowed image nearest to ``image`` in the ball, then clipped to the box; ``(B, C, H, W)``."""
         return self._to_ball(image, clean).clamp(0, 1)

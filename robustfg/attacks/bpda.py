@@ -1,0 +1,76 @@
+"""Backward pass differentiable approximation (Athalye et al. 2018): gradients through parts that have none."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustfg.errors import UserError
+
+Surrogate = Callable[[Tensor], Tensor]
+
+
+def identity(value: Tensor) -> Tensor:
+    """The usual surrogate, for parts that change their input little."""
+    return value
+
+
+class Bpda(nn.Module):
+    """Answers like one module and differentiates like another.
+
+    Args:
+        exact: what is run forward, such as a quantiser or a JPEG coder.
+        surrogate: a differentiable function of the same input whose derivative is taken instead.
+    """
+
+    def __init__(self, exact: nn.Module, surrogate: Surrogate = identity) -> None:
+        super().__init__()
+        self.exact = exact
+        self.surrogate = surrogate
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Like ``exact``."""
+        with torch.no_grad():
+            answer: Tensor = self.exact(value)
+        stand_in = self.surrogate(value)
+        if stand_in.shape != answer.shape:
+            shapes = tuple(answer.shape), tuple(stand_in.shape)
+            raise UserError(f"the surrogate must give the module's shape {shapes[0]}, it gives {shapes[1]}")
+        replaced: Tensor = _Replace.apply(answer, stand_in)
+        return replaced
+
+
+class _Replace(torch.autograd.Function):
+    """The first value, with the derivative of the second."""
+
+    @staticmethod
+    def forward(ctx: Any, answer: Tensor, stand_in: Tensor) -> Tensor:
+        return answer.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, gradient
+
+
+@contextmanager
+def differentiable(model: nn.Module, surrogates: Mapping[str, Surrogate]) -> Iterator[None]:
+    """Lets gradients pass parts of a model that stop them; the parts are put back after, also after an error.
+
+    ``with differentiable(model, {"backbone.quantise": identity}): adversarial = attack(model, image, label)``
+
+    Args:
+        model: the model.
+        surrogates: what to differentiate instead, by the part's name in ``model.named_modules()``.
+    """
+    parts = dict(model.named_modules())
+    with ExitStack() as stack:
+        for name in sorted(surrogates, key=lambda name: name.count("."), reverse=True):  # parts of parts first
+            if not name or name not in parts:
+                raise UserError(f"surrogates: the model has no part {name!r}; it has {', '.join(filter(None, parts))}")
+            parent, _, child = name.rpartition(".")
+            owner, exact = parts[parent], parts[name]
+            setattr(owner, child, Bpda(exact, surrogates[name]).train(exact.training))
+            stack.callback(setattr, owner, child, exact)
+        yield

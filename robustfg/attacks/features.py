@@ -1,0 +1,149 @@
+"""Attacks in feature space: towards a centre of a wrong class, or towards the feature of a real image of one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from robustfg.attacks.draws import Draws
+from robustfg.attacks.freeze import Model, attackable
+from robustfg.attacks.search import Search
+from robustfg.attacks.steps import Steepest, StepRule
+from robustfg.attacks.victim import Victim
+from robustfg.errors import UserError
+from robustfg.types import Output
+
+
+def embedding_of(output: Output | Tensor) -> Tensor:
+    """The feature ``(B, D)`` of a classifier's output."""
+    if not isinstance(output, Output):
+        raise UserError("a feature attack needs a model that returns an Output with its embedding, not plain logits")
+    return output.embedding
+
+
+@dataclass(frozen=True)
+class FeatureBank:
+    """Features to aim at, such as the centres of a head or the features of training images.
+
+    Args:
+        embedding: ``(N, D)``.
+        label: ``(N,)`` the class of each.
+    """
+
+    embedding: Tensor
+    label: Tensor
+
+    def __post_init__(self) -> None:
+        if self.embedding.dim() != 2 or self.label.shape != self.embedding.shape[:1]:
+            shapes = tuple(self.embedding.shape), tuple(self.label.shape)
+            raise UserError(f"bank: need features (N, D) and labels (N,), got {shapes[0]} and {shapes[1]}")
+        if not bool((self.label != self.label[:1]).any()):
+            raise UserError("bank: need features of two classes at least, or some samples have nothing to aim at")
+
+    @classmethod
+    def of(cls, model: Model, images: Tensor, labels: Tensor) -> Self:
+        """The model's features of given images ``(N, C, H, W)``; give images that it classifies rightly."""
+        with attackable(model), torch.no_grad():
+            return cls(embedding_of(model(images.detach().clone())).clone(), labels.detach().clone())
+
+    @classmethod
+    def read(cls, path: str) -> Self:
+        """What ``write`` wrote."""
+        if not Path(path).is_file():
+            raise UserError(f"bank.path: there is no feature bank at {path}")
+        try:
+            stored = torch.load(path, map_location="cpu", weights_only=True)
+            return cls(stored["embedding"], stored["label"])
+        except UserError:
+            raise
+        except Exception as error:  # what torch raises on a damaged file differs from case to case
+            raise UserError(f"bank.path: {path} is no feature bank: {error}") from error
+
+    def write(self, path: str) -> None:
+        """Writes tensors only."""
+        torch.save({"embedding": self.embedding, "label": self.label}, path)
+
+    def nearest_wrong(self, feature: Tensor, label: Tensor, rank: int = 0) -> Tensor:
+        """Positions in the bank of the nearest entries of wrong classes, ``(B,)``.
+
+        Args:
+            feature: ``(B, D)``.
+            label: ``(B,)`` true classes.
+            rank: 0 for the nearest, 1 for the next; the farthest where there are fewer.
+        """
+        wrong = self.label != label[:, None]
+        distance = torch.cdist(feature, self.embedding, compute_mode="donot_use_mm_for_euclid_dist")
+        order = distance.masked_fill(~wrong, torch.inf).argsort(dim=1, stable=True)
+        place: Tensor = (wrong.sum(1) - 1).clamp_max(rank)
+        return order.gather(1, place[:, None]).squeeze(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureAttack(Search):
+    """Projected gradient descent on ``||f(x') - f_t||^2`` for an entry f_t of a bank.
+
+    With centres and ``moving`` this is what broke MMC (Zimmermann et al. 2022): random start, 50 steps, always towards
+    the centre of a wrong class that is nearest at the moment. With features of real images it is feature matching,
+    which also passes detectors; then keep the target and let restarts try the next nearest ones.
+
+    Args:
+        bank: what to aim at, of the attacked model.
+        step: the step rule.
+        steps: gradient steps per restart.
+        random_start: start at a point drawn from the ball.
+        moving: choose the target anew at every step. False: choose it at the start of each restart, the nearest in the
+            first, the next in the second, and so on.
+    """
+
+    bank: FeatureBank
+    step: StepRule = field(default_factory=lambda: Steepest(size="eps/4"))
+    steps: int = 50
+    random_start: bool = True
+    moving: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1:
+            raise UserError(f"steps must be >= 1, got {self.steps}")
+
+    def describe(self) -> Mapping[str, object]:
+        return {
+            "norm": self.threat.norm,
+            "epsilon": str(self.threat.epsilon),
+            "steps": self.steps,
+            "step_rule": type(self.step).__name__.lower(),
+            **{f"step_{option}": str(value) for option, value in vars(self.step).items()},
+            "random_start": self.random_start,
+            "restarts": self.restarts,
+            "objective": "nearest wrong feature" if self.moving else "chosen wrong feature",
+            "bank": len(self.bank.label),
+            "seed": self.seed,
+        }
+
+    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+        """One forward and one backward pass a step; samples that are fooled leave."""
+        entries, classes = self.bank.embedding.to(victim.clean), self.bank.label.to(victim.label)
+        bank, rank = FeatureBank(entries, classes), 0 if self.moving else restart
+        threat = self.threat.placed(victim.clean, victim.index, *draws.key)
+        current, memory, target = victim.clean, None, None
+        if self.random_start or (restart and self.moving):
+            noise = threat.uniform(victim.clean, victim.index, *draws.key)
+            current = threat.project(victim.clean + noise, victim.clean)
+        for _ in range(self.steps):
+            image = current.detach().requires_grad_()
+            feature = embedding_of(victim.look(image, graph=True)[0])
+            if self.moving or target is None:
+                target = bank.nearest_wrong(feature.detach(), victim.label, rank)
+            closeness = -(feature - bank.embedding[target]).square().sum(1)
+            gradient = victim.pull(closeness, image)
+            moved, memory = self.step(current, gradient, memory, threat)
+            current, standing = threat.project(moved, victim.clean), len(victim)
+            current, memory, target = victim.leave(current, memory, target)
+            if not len(victim):
+                return
+            if len(victim) < standing:
+                threat = self.threat.placed(victim.clean, victim.index, *draws.key)
+        victim.look(current)
