@@ -174,6 +174,10 @@ class Victim:
         """Says what the result is, one image for every sample still attacked, whatever was better before."""
         self._best, self._margin = image.detach(), torch.full_like(self._margin, torch.nan)
 
+    def charge(self, forwards: Tensor, backwards: Tensor) -> None:
+        """Counts passes that somebody else spent on the samples still attacked, ``(b,)`` int64 each."""
+        self._forwards, self._backwards = self._forwards + forwards, self._backwards + backwards
+
     def best(self) -> tuple[Tensor, Tensor]:
         """The image kept of every sample still attacked, and its margin."""
         return self._best, self._margin
