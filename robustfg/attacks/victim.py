@@ -195,6 +195,10 @@ class Victim:
             self._best = torch.where(mask[:, None, None, None], image.detach(), self._best)
             self._margin = torch.where(mask, unseen, self._margin)
 
+    def charge(self, forwards: Tensor, backwards: Tensor) -> None:
+        """Counts passes that somebody else spent on the samples still attacked, ``(b,)`` int64 each."""
+        self._forwards, self._backwards = self._forwards + forwards, self._backwards + backwards
+
     def best(self) -> tuple[Tensor, Tensor]:
         """The image kept of every sample still attacked, and its margin."""
         return self._best, self._margin

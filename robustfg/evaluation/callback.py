@@ -193,7 +193,7 @@ class RobustnessEvaluation(pl.Callback):
     def _summary(self, table: Any, facts: Facts, trainer: pl.Trainer) -> dict[str, Any]:
         checks = judge(table, self.attacks | dict(self.probe.attacks), facts) if self.checks else []
         library = f"robustfg {__version__}"
-        described = {name: {**attack.describe(), "library": library} for name, attack in self.attacks.items()}
+        described = {name: {"library": library, **attack.describe()} for name, attack in self.attacks.items()}
         return {
             "schema": 1,
             **self.about,
