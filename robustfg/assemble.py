@@ -39,14 +39,11 @@ def classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:
     """The classifier with fresh weights, as ``train`` and a rebuilt checkpoint have it."""
     backbone = build(config["model"], "model")
     loss = build(config["loss"], "loss", channels=backbone.channels, num_classes=len(classes))
-    regime = {key: value for key, value in config["training"].items() if key not in ("epochs", "monitor")}
-    if "attack" in regime:
-        regime = regime | {"attack": _named(regime["attack"])}
     return Classifier(
         backbone=backbone,
         loss=loss,
         num_classes=len(classes),
-        regime=build(regime, "training"),
+        regime=build(_regime(config["training"]), "training"),
         optimizer=build(config["optimizer"], "optimizer"),
         schedule=build(config["scheduler"], "scheduler"),
         seed=config["seed"],
@@ -149,6 +146,16 @@ def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback], logge
         return make(default_root_dir=folder, callbacks=callbacks, logger=loggers)
     except (MisconfigurationException, ValueError, TypeError) as error:
         raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+
+
+def _regime(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A regime's node, and that of the regime below it, without what the trainer reads; attacks get their names."""
+    regime = {key: value for key, value in node.items() if key not in ("epochs", "monitor")}
+    if "attack" in regime:
+        regime["attack"] = _named(regime["attack"])
+    if "regime" in regime:
+        regime["regime"] = _regime(regime["regime"])
+    return regime
 
 
 def _named(suite: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,15 @@
 """The LightningModule: a backbone, a loss module and a training regime."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
+from pytorch_lightning.core.optimizer import LightningOptimizer
+from pytorch_lightning.strategies import ParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -55,6 +60,8 @@ class Classifier(pl.LightningModule):
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
         self._finite: Tensor | bool = True
+        self._replayed: list[tuple[Batch, int]] = []  # the batches of the present optimizer step
+        self._revisiting = False
 
     def forward(self, image: Tensor) -> Output:
         """Classifies images ``(B, 3, H, W)`` in [0, 1]."""
@@ -68,14 +75,52 @@ class Classifier(pl.LightningModule):
     def on_train_epoch_start(self) -> None:
         torch.manual_seed(((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank) % 2**63)
 
+    def configure_callbacks(self) -> list[pl.Callback]:
+        return self.regime.callbacks()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self.regime.replays > 1:
+            self._replayed.append((batch, batch_idx))
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self.loss.epoch = self.current_epoch + batch_idx / max(self.trainer.num_training_batches, 1)
-        terms = self.regime(self, self.loss, batch, self.global_step)
-        self.log_dict({f"train/{name}": term.detach() for name, term in terms.items()}, batch_size=len(batch.label))
+        slot = batch_idx % self.trainer.accumulate_grad_batches
+        terms = self.regime(self, self.loss, batch, self.global_step, slot)
+        if not self._revisiting:
+            found = {f"train/{name}": term.detach() for name, term in terms.items()}
+            self.log_dict(found, batch_size=len(batch.label))
         self._finite = self._finite & terms["loss"].detach().isfinite()
         if (batch_idx + 1) % CHECK_FINITE_EVERY == 0:
             self._stop_unless_finite()
         return terms["loss"]
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._revisiting = True
+        try:
+            for _ in range(self.regime.replays - 1):
+                super().optimizer_step(epoch, batch_idx, optimizer, partial(self._gradient_again, optimizer))
+        finally:
+            self._revisiting = False
+            self._replayed.clear()
+
+    def _gradient_again(self, optimizer: Optimizer | LightningOptimizer) -> Tensor:
+        """Forward and backward over all batches of the present optimizer step, as Lightning's own closure does."""
+        optimizer.zero_grad()
+        strategy, total = self.trainer.strategy, torch.zeros((), device=self.device)
+        for left, (batch, batch_idx) in zip(reversed(range(len(self._replayed))), self._replayed, strict=True):
+            alone = left and isinstance(strategy, ParallelStrategy)
+            with cast(ParallelStrategy, strategy).block_backward_sync() if alone else nullcontext():
+                value = cast(Tensor, strategy.training_step(batch, batch_idx)) / self.trainer.accumulate_grad_batches
+                strategy.backward(value, cast(Optimizer, optimizer))
+            total += value.detach()
+        return total
 
     def on_validation_start(self) -> None:
         self._stop_unless_finite()
@@ -113,6 +158,17 @@ class Classifier(pl.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["robustfg"] = self.stored
+        state = self.regime.state_dict()  # every process has its own
+        states: list[Any] = [state]
+        if state and self.trainer.world_size > 1:
+            states = [None] * self.trainer.world_size
+            dist.all_gather_object(states, state)
+        checkpoint["regime"] = states
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint.get("regime", [])
+        if self.global_rank < len(states) and states[self.global_rank]:
+            self.regime.load_state_dict(states[self.global_rank])
 
     def _stop_unless_finite(self) -> None:
         if not bool(self._finite):

@@ -61,7 +61,7 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
     for path, node in nodes(config):
         target = get_object(node["_target_"])
         arguments = {key: value for key, value in node.items() if not key.startswith("_")}
-        if path == "training":
+        if path in ("training", "training.regime"):
             arguments = {key: value for key, value in arguments.items() if key not in ("epochs", "monitor")}
         if path == "evaluation":
             arguments.pop("validation")

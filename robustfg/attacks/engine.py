@@ -32,7 +32,6 @@ class Engine:
         samples: forward passes over which margins and gradients of a model with random parts are averaged
             (expectation over transformation, Athalye et al. 2018). The model's own random numbers are keyed by attack
             and restart; for results that do not depend on the batch add ``fixed_batch=1``.
-        crafting_mode: ``"eval"``, or ``"train"`` to leave the modules' modes as they are, as some released code does.
     """
 
     fold: bool = True
@@ -40,13 +39,10 @@ class Engine:
     compile: bool = False
     fixed_batch: int | None = None
     samples: int = 1
-    crafting_mode: Literal["eval", "train"] = "eval"
 
     def __post_init__(self) -> None:
         if self.autocast not in (None, *DTYPES):
             raise UserError(f"engine.autocast must be null, bfloat16 or float16, got {self.autocast}")
-        if self.crafting_mode not in ("eval", "train"):
-            raise UserError(f"engine.crafting_mode must be eval or train, got {self.crafting_mode}")
         if self.fixed_batch is not None and self.fixed_batch < 1:
             raise UserError(f"engine.fixed_batch must be >= 1 or null, got {self.fixed_batch}")
         if self.compile and self.fixed_batch is None:
@@ -73,9 +69,9 @@ class Engine:
             image: some of the images, to try a private copy on.
             passes: how often it will be asked; a private copy does not pay for a few.
         """
-        with attackable(model, eval_mode=self.crafting_mode == "eval"):
+        with attackable(model):
             quick = model
-            if self.fold and self.crafting_mode == "eval" and passes >= WORTH_A_COPY and isinstance(model, nn.Module):
+            if self.fold and passes >= WORTH_A_COPY and isinstance(model, nn.Module):
                 quick = folded(model, image)
             exact = quick is model and not (self.autocast or self.compile)
             if self.compile:

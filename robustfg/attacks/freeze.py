@@ -12,15 +12,10 @@ Model = Callable[[Tensor], Output | Tensor]
 
 
 @contextmanager
-def attackable(model: Model, *, eval_mode: bool = True) -> Iterator[None]:
+def attackable(model: Model) -> Iterator[None]:
     """Freezes a module's parameters and switches it to eval mode, also when called under ``inference_mode``.
 
-    Plain functions are left as they are. Flags are restored on the way out, also after an error or Ctrl-C, and so are
-    the modules' buffers where modules stay in train mode.
-
-    Args:
-        model: what is attacked.
-        eval_mode: False leaves the modules' modes as they are.
+    Plain functions are left as they are. Flags are restored on the way out, also after an error or Ctrl-C.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -38,22 +33,7 @@ def attackable(model: Model, *, eval_mode: bool = True) -> Iterator[None]:
                     parameter.requires_grad_(True)
 
             stack.callback(restore)
-            if eval_mode:
-                model.eval()
-            elif model.training:
-                stack.enter_context(_untouched(model))
+            model.eval()
             for parameter in trainable:
                 parameter.requires_grad_(False)
         yield
-
-
-@contextmanager
-def _untouched(model: nn.Module) -> Iterator[None]:
-    """Puts running statistics back, which forward passes in train mode move."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, before in buffers:
-                buffer.copy_(before)

@@ -1,6 +1,28 @@
 """Regimes and learning-rate schedules."""
 
-from robustfg.training.regimes import Adversarial, Regime, Standard
+from robustfg.training.adversarial import Adversarial
+from robustfg.training.awp import WeightPerturbation
+from robustfg.training.fast import Fast
+from robustfg.training.free import Free
+from robustfg.training.guard import Guard
+from robustfg.training.mart import Mart
+from robustfg.training.regime import Regime, Standard
 from robustfg.training.schedule import Constant, Cosine, MultiStep, Schedule, Step
+from robustfg.training.trades import Trades
 
-__all__ = ["Adversarial", "Constant", "Cosine", "MultiStep", "Regime", "Schedule", "Standard", "Step"]
+__all__ = [
+    "Adversarial",
+    "Constant",
+    "Cosine",
+    "Fast",
+    "Free",
+    "Guard",
+    "Mart",
+    "MultiStep",
+    "Regime",
+    "Schedule",
+    "Standard",
+    "Step",
+    "Trades",
+    "WeightPerturbation",
+]

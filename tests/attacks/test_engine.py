@@ -4,7 +4,7 @@ import warnings
 import pytest
 import torch
 from test_folding import Plain, images
-from test_gradient import INDEX, LABEL, Busy, Net, pgd
+from test_gradient import INDEX, LABEL, Net, pgd
 from test_gradient import images as float64_images
 from torch import nn
 
@@ -93,16 +93,6 @@ def test_an_averaged_gradient_is_nearer_to_that_without_noise():
     assert agreement[1] > agreement[0] + 0.02
 
 
-def test_crafting_in_train_mode_leaves_modes_and_running_statistics_as_they_were():
-    model, clean = Busy(), float64_images().float()
-    before, seen = model.state(), []
-    model.register_forward_hook(lambda module, inputs, output: seen.append([m.training for m in module.modules()]))
-    pgd(engine=Engine(crafting_mode="train"), last_iterate=True)(model, clean, LABEL, INDEX)
-    assert model.state() == before
-    assert all(flags == before["flags"] for flags in seen)
-    assert seen
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -110,7 +100,6 @@ def test_crafting_in_train_mode_leaves_modes_and_running_statistics_as_they_were
         ({"compile": True}, "engine.compile needs engine.fixed_batch"),
         ({"samples": 0}, "engine.samples must be >= 1, got 0"),
         ({"autocast": "int8"}, "engine.autocast must be null, bfloat16 or float16, got int8"),
-        ({"crafting_mode": "test"}, "engine.crafting_mode must be eval or train, got test"),
     ],
 )
 def test_bad_settings_are_refused_by_name(options, message):

@@ -9,7 +9,8 @@ from robustfg.attacks import CrossEntropy, GradientAttack, Linf, Margin, Steepes
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.training import Adversarial, Standard
-from robustfg.training.regimes import weakened
+from robustfg.training.attacked import weakened
+from robustfg.training.regime import Moment
 from robustfg.types import Batch, Output
 
 
@@ -227,3 +228,40 @@ def test_a_weakened_attack_stays_in_the_smaller_ball():
 def test_negative_epochs_are_refused_by_name(option):
     with pytest.raises(UserError, match=f"training.{option} must be >= 0"):
         Adversarial(attack={"pgd": pgd()}, **{option: -1})
+
+
+@pytest.mark.parametrize("train_mode", [False, True])
+def test_images_are_crafted_in_the_mode_that_is_asked_for(batch, train_mode):
+    model = Model(norm=True)
+    model.features[1].running_var.mul_(9)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    regime = Adversarial(attack={"pgd": pgd()}, craft_in_train_mode=train_mode)
+    image = regime.craft(model, batch, Moment(3, 0.0))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+    by_hand = {}
+    for mode in (False, True):
+        model.train(mode)
+        noise = Linf(epsilon="16/255").uniform(batch.image, batch.index, 0, "pgd", 3, 0)
+        current = (batch.image + noise).clamp(0, 1)
+        for _ in range(3):
+            current = current.detach().requires_grad_(True)
+            F.cross_entropy(model(current).logits, batch.label, reduction="sum").backward()
+            moved = current.detach() + 8 / 255 * current.grad.sign()
+            current = moved.clamp(batch.image - 16 / 255, batch.image + 16 / 255).clamp(0, 1)
+        by_hand[mode] = current
+    assert not torch.allclose(by_hand[True], by_hand[False], atol=1e-3)
+    assert torch.allclose(image, by_hand[train_mode], atol=1e-6)
+
+
+def test_an_error_while_crafting_in_train_mode_leaves_the_model_as_it_was(batch):
+    model = Model(norm=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    handle = model.loss.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Adversarial(attack={"pgd": pgd()}, craft_in_train_mode=True)(model, model.loss, batch, 0)
+    handle.remove()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert all(module.training for module in model.modules())

@@ -1,0 +1,106 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from small import LOSSES, Model, batch, gradients, kl_by_hand, logits_by_hand, loss_by_hand, same
+
+from robustfg.attacks import L2, Linf
+from robustfg.attacks.randomness import keyed_normals
+from robustfg.errors import UserError
+from robustfg.training import Trades
+from robustfg.training.regime import Moment
+
+LINF = Linf(epsilon="16/255")
+
+
+def crafted_by_hand(model, samples, radius, size, steps, *key):
+    """Sign steps on the divergence from the clean image with a little noise, clipped to ball and box."""
+    clean = samples.image
+    noise = keyed_normals(clean[0].numel(), samples.index, *key).view_as(clean).double()
+    image, reference = (clean + 0.001 * noise).clamp(0, 1), logits_by_hand(model, clean).detach()
+    for _ in range(steps):
+        image = image.detach().requires_grad_(True)
+        kl_by_hand(reference, logits_by_hand(model, image)).sum().backward()
+        image = image.detach() + size * image.grad.sign()
+        image = image.clamp(clean - radius, clean + radius).clamp(0, 1)
+        model.zero_grad()
+    return image
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_images_are_crafted_by_sign_steps_on_the_divergence(loss):
+    model, samples = Model(loss), batch()
+    crafted = Trades(threat=LINF, seed=4).craft(model, samples, Moment(7, 0.0))
+    size = 0.226 * 16 / 255
+    assert torch.allclose(crafted, crafted_by_hand(model, samples, 16 / 255, size, 10, 4, "trades", 7), atol=1e-12)
+    assert (crafted - samples.image).abs().max() == pytest.approx(16 / 255)
+
+
+def test_a_growing_radius_takes_the_step_with_it():
+    model, samples = Model(), batch()
+    crafted = Trades(threat=LINF, ramp_epochs=4, steps=2).craft(model, samples, Moment(7, 1.0))
+    expected = crafted_by_hand(model, samples, 4 / 255, 0.226 * 4 / 255, 2, 0, "trades", 7)
+    assert torch.allclose(crafted, expected, atol=1e-12)
+
+
+def test_l2_steps_have_their_length_and_stay_in_the_ball():
+    model, samples = Model(), batch()
+    for steps, expected in ((1, 0.05), (5, 0.1)):
+        crafted = Trades(threat=L2(epsilon=0.1), steps=steps, step_size="eps/2").craft(model, samples, Moment(0, 0.0))
+        length = (crafted - samples.image).flatten(1).norm(dim=1)
+        assert (length <= expected + 0.02).all()  # the start: 0.001 in each of 108 pixels
+        assert (length > expected / 2).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("beta", [6.0, 0.5])
+def test_loss_and_gradient_are_the_modules_loss_and_beta_times_the_divergence(loss, beta):
+    model, samples = Model(loss), batch()
+    regime = Trades(threat=LINF, beta=beta)
+    adversarial = regime.craft(model, samples, Moment(3, 0.0))
+    terms = regime(model, model.loss, samples, 3)
+    clean, attacked = logits_by_hand(model, samples.image), logits_by_hand(model, adversarial)
+    drift = kl_by_hand(clean, attacked).mean()
+    expected = loss_by_hand(model, samples.image, samples.label) + beta * drift
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-10)
+    assert terms["divergence"].item() == pytest.approx(drift.item(), rel=1e-10)
+    assert same(gradients(model, terms["loss"]), gradients(model, expected))
+    assert terms["accuracy"] == (clean.argmax(1) == samples.label).float().mean()
+    assert terms["adversarial_accuracy"] == (attacked.argmax(1) == samples.label).float().mean()
+
+
+def test_crafting_leaves_the_model_as_it_was_and_in_train_mode():
+    model, samples = Model(norm=True), batch()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    Trades(threat=LINF).craft(model, samples, Moment(0, 0.0))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
+
+
+def test_images_are_crafted_in_eval_mode():
+    model, samples = Model(norm=True), batch()
+    crafted = Trades(threat=LINF).craft(model, samples, Moment(0, 0.0))
+    size = 0.226 * 16 / 255
+    expected = crafted_by_hand(model.eval(), samples, 16 / 255, size, 10, 0, "trades", 0)
+    assert torch.allclose(crafted, expected, atol=1e-12)
+    other = crafted_by_hand(model.train(), samples, 16 / 255, size, 10, 0, "trades", 0)
+    assert not torch.allclose(crafted, other, atol=1e-3)
+
+
+def test_logits_of_half_precision_are_scored_in_full():
+    model, samples = Model().float(), batch()
+    samples = samples._replace(image=samples.image.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = Trades(threat=LINF)(model, model.loss, samples, 0)
+    assert terms["divergence"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [({"beta": -1}, "training.beta must be >= 0, got -1"), ({"steps": 0}, "training.steps must be >= 1, got 0"),
+     ({"step_size": "eps*2"}, "step size must be")],
+)  # fmt: skip
+def test_bad_options_are_refused_by_name(option, message):
+    with pytest.raises(UserError, match=message):
+        Trades(threat=replace(LINF), **option)
