@@ -6,7 +6,7 @@ import pytest
 import torch
 from toy import SIZE, data_module, evaluate, suite
 
-from robustfg.attacks import Attack
+from robustfg.attacks import APGD, Attack, Linf, TargetedDLR, TopClasses
 from robustfg.errors import UserError
 from robustfg.evaluation.records import CLEAN
 
@@ -56,6 +56,17 @@ def test_every_sample_has_one_row_per_attack_and_restart(classifier, tmp_path):
     keys = list(zip(*(table[name].to_pylist() for name in ("attack", "restart", "index")), strict=True))
     assert len(set(keys)) == len(keys) == 101 * 5
     assert {key[:2] for key in keys} == {(CLEAN, 0), ("fgsm", 0), ("fgsm", 1), ("pgd", 0), ("pgd", 1)}
+
+
+def test_every_target_of_a_targeted_attack_is_a_round_of_its_own(classifier, tmp_path):
+    attack = APGD(
+        name="apgd_t", threat=Linf(epsilon="8/255"), steps=5, objective=TargetedDLR(), targets=TopClasses(count=6)
+    )
+    evaluate(classifier, tmp_path, attacks={"apgd_t": attack}, checks=0)
+    table = pq.read_table(tmp_path / "robustness" / "records.parquet").to_pylist()
+    assert len(table) == 101 * 7
+    assert {row["restart"] for row in table if row["attack"] == "apgd_t"} == set(range(6))
+    assert all(row["forwards"] == 0 for row in table if row["attack"] == "apgd_t" and row["restart"] > 3)  # 5 classes
 
 
 def test_kept_perturbations_break_the_samples_they_belong_to(classifier, tmp_path):
