@@ -25,6 +25,7 @@ from robustfg.evaluation.checks import Facts, Probe, judge, verdict
 from robustfg.evaluation.checks.probes import (
     DETERMINISM,
     FINITE_DIFFERENCE,
+    GRADIENT_FREE,
     REFERENCE,
     deterministic,
     finite_difference,
@@ -193,6 +194,7 @@ class RobustnessEvaluation(pl.Callback):
     def _summary(self, table: Any, facts: Facts, trainer: pl.Trainer) -> dict[str, Any]:
         checks = judge(table, self.attacks | dict(self.probe.attacks), facts) if self.checks else []
         library = f"robustfg {__version__}"
+        also = [name for name in self.probe.attacks if name.startswith((REFERENCE, GRADIENT_FREE))]
         described = {name: {"library": library, **attack.describe()} for name, attack in self.attacks.items()}
         return {
             "schema": 1,
@@ -203,7 +205,11 @@ class RobustnessEvaluation(pl.Callback):
             "weights_sha256": self.weights,
             "precision": "fp32",
             "world_size": trainer.world_size,
-            **summarise(table, described, also=[name for name in self.probe.attacks if name.startswith(REFERENCE)]),
+            **summarise(
+                table,
+                described,
+                also=[name for name in self.probe.attacks if name.startswith((REFERENCE, GRADIENT_FREE))],
+            ),
             "checks": [check.as_dict() for check in checks],
             "verdict": verdict(checks) if checks else "upper bound, unverified",
         }

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import row
 
@@ -8,6 +8,7 @@ from robustfg.evaluation.aggregation import correct_per_sample, require_complete
 from robustfg.evaluation.records import CLEAN, table_of
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_worst_case_is_the_mean_of_the_minimum(data):
     n, restarts = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 3))

@@ -9,7 +9,14 @@ import pyarrow as pa
 from robustfg.attacks import Attack
 from robustfg.evaluation.aggregation import correct_per_sample
 from robustfg.evaluation.checks.base import Check, Status
-from robustfg.evaluation.checks.probes import DETERMINISM, FINITE_DIFFERENCE, PREFIX, REFERENCE, UNBOUNDED
+from robustfg.evaluation.checks.probes import (
+    DETERMINISM,
+    FINITE_DIFFERENCE,
+    GRADIENT_FREE,
+    PREFIX,
+    REFERENCE,
+    UNBOUNDED,
+)
 from robustfg.evaluation.records import CLEAN, column
 from robustfg.evaluation.statistics import exceeds
 
@@ -52,7 +59,7 @@ def judge(table: pa.Table, attacks: Mapping[str, Attack], facts: Facts) -> list[
         _one_step(table, attacks),
         _probe(table, "unbounded", UNBOUNDED, "epsilon 0.5 from the clean image breaks every sample", TOLERATED),
         _reference(table, attacks),
-        Check("gradient_free", "inconclusive", 0, 0, "no attack without gradients was run"),
+        _gradient_free(table, attacks),
     ]
 
 
@@ -163,3 +170,18 @@ def _reference(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
     count = int((correct_per_sample(rows, [CLEAN, *_suite(attacks)]) & ~correct_per_sample(rows, names)).sum())
     detail = "longer attacks of ours break nothing that withstood the suite"
     return _status("reference", count, len(samples), detail, lambda c: exceeds(c, len(samples), TOLERATED))
+
+
+def _gradient_free(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
+    """Samples that fall to an attack without gradients and to none with them: a sign of masked gradients."""
+    detail = "attacks without gradients break nothing that withstands those with them"
+    names = [*_suite(attacks), *(name for name in attacks if name.startswith((REFERENCE, GRADIENT_FREE)))]
+    rows, clean = _chosen(table, names), _chosen(table, [CLEAN])
+    index, asked = column(rows, "index"), column(rows, "forwards") > 0
+    wrong, free = ~column(rows, "correct").astype(bool) & asked, asked & (column(rows, "backwards") == 0)
+    right = column(clean, "index")[column(clean, "correct").astype(bool)]
+    tried = np.intersect1d(right, index[free])
+    if not len(tried):
+        return Check("gradient_free", "inconclusive", 0, 0, "no attack without gradients was run")
+    count = len(np.setdiff1d(np.intersect1d(tried, index[wrong & free]), index[wrong & ~free]))
+    return _status("gradient_free", count, len(tried), detail, lambda c: exceeds(c, len(tried), TOLERATED))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustfg.attacks import Attack, CrossEntropy, GradientAttack, Linf, Steepest, Threat
+from robustfg.attacks import L1, L2, Attack, CrossEntropy, GradientAttack, Linf, Square, Steepest, Threat
 from robustfg.attacks.freeze import attackable
 from robustfg.evaluation.measure import Classify
 from robustfg.types import Batch, decision_margin
@@ -17,6 +17,7 @@ FINITE_DIFFERENCE, DETERMINISM, UNBOUNDED = (
     PREFIX + name for name in ("finite_difference", "determinism", "unbounded")
 )
 REFERENCE = PREFIX + "reference_"
+GRADIENT_FREE = PREFIX + "gradient_free_"
 
 
 def finite_difference(model: Classify, batch: Batch, step: float = 0.01) -> Tensor:
@@ -56,12 +57,17 @@ def unbounded_attack() -> Attack:
     return GradientAttack(name=UNBOUNDED, threat=Linf(epsilon=0.5), step=Steepest(size="eps/10"), steps=20)
 
 
-def reference_attacks(threats: Iterable[Threat]) -> list[Attack]:
-    """Longer attacks of our own choice on the largest radius of every norm, whatever the user configured."""
+def largest_balls(threats: Iterable[Threat]) -> list[Threat]:
+    """The largest radius of every norm among l-inf, l2 and l1."""
     largest: dict[type[Threat], Threat] = {}
     for threat in threats:
-        if threat.radius >= largest.get(type(threat), threat).radius:
+        if isinstance(threat, Linf | L2 | L1) and threat.radius >= largest.get(type(threat), threat).radius:
             largest[type(threat)] = threat
+    return list(largest.values())
+
+
+def reference_attacks(balls: Iterable[Threat]) -> list[Attack]:
+    """Longer attacks of our own choice, whatever the user configured."""
     long: dict[str, Any] = {"step": Steepest(size="eps/10"), "steps": 100}
     short: dict[str, Any] = {
         "step": Steepest(size="eps/4"),
@@ -71,9 +77,15 @@ def reference_attacks(threats: Iterable[Threat]) -> list[Attack]:
     }
     return [
         GradientAttack(name=f"{REFERENCE}{threat.norm}_{which}", threat=threat, **settings)
-        for threat in largest.values()
+        for threat in balls
         for which, settings in (("margin", long), ("cross_entropy", short))
     ]
+
+
+def gradient_free_attacks(balls: Iterable[Threat]) -> list[Attack]:
+    """Square, which finds what a masked gradient hides."""
+    squared = [threat for threat in balls if isinstance(threat, Linf | L2)]
+    return [Square(name=f"{GRADIENT_FREE}{threat.norm}", threat=threat, queries=1000) for threat in squared]
 
 
 @dataclass(frozen=True)
@@ -86,5 +98,6 @@ class Probe:
     @classmethod
     def on(cls, samples: Iterable[int], suite: Iterable[Attack]) -> "Probe":
         """Probes of a suite's threat models on the given sample ids."""
-        attacks = [unbounded_attack(), *reference_attacks(attack.threat for attack in suite)]
+        balls = largest_balls(attack.threat for attack in suite)
+        attacks = [unbounded_attack(), *reference_attacks(balls), *gradient_free_attacks(balls)]
         return cls(frozenset(samples), {attack.name: attack for attack in attacks})
