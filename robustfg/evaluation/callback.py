@@ -205,11 +205,7 @@ class RobustnessEvaluation(pl.Callback):
             "weights_sha256": self.weights,
             "precision": "fp32",
             "world_size": trainer.world_size,
-            **summarise(
-                table,
-                described,
-                also=[name for name in self.probe.attacks if name.startswith((REFERENCE, GRADIENT_FREE))],
-            ),
+            **summarise(table, described, also=also),
             "checks": [check.as_dict() for check in checks],
             "verdict": verdict(checks) if checks else "upper bound, unverified",
         }
