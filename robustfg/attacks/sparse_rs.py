@@ -90,7 +90,7 @@ class SparseRS(RandomSearch):
     def propose(self, image: Tensor, clean: Tensor, memory: Tensor, drawn: Tensor, query: int) -> tuple[Tensor, Tensor]:
         batch, channels, height, width = image.shape
         count, pixels = self._count(image.shape[1:]), height * width
-        swaps = self.exchanged(count, query) if count else 0
+        swaps = min(self.exchanged(count, query), count, pixels - count)
         outward = distinct(drawn[:, :swaps], count)
         inward = distinct(drawn[:, swaps : 2 * swaps], pixels - count) + count
         old, new = memory.gather(1, outward), memory.gather(1, inward)
