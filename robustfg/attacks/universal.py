@@ -33,8 +33,8 @@ def fit(
     threat: Threat,
     objective: Objective | None = None,
     cap: float = 9.0,
-    epochs: int = 5,
-    step: str | float = "eps/5",
+    epochs: int = 10,
+    step: str | float = "eps/4",
     engine: Engine | None = None,
 ) -> Tensor:
     """Learns a perturbation that raises the objective on average, ``(1, C, H, W)``.
