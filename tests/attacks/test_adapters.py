@@ -19,8 +19,10 @@ from torch import nn
 import robustfg
 from robustfg.attacks import L1, L2, CrossEntropy, Engine, GradientAttack, Linf, Margin, Steepest
 from robustfg.attacks.adapters import ART, AdvLib, Foolbox, PyAutoAttack
+from robustfg.attacks.adapters.shared import kept_state
 from robustfg.attacks.adapters.witness import Witness
 from robustfg.attacks.base import Task
+from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Run
 from robustfg.attacks.victim import Victim
 from robustfg.classifier import Classifier
@@ -282,6 +284,19 @@ def test_the_seed_of_the_attack_decides_and_the_callers_does_not(make):
     assert torch.equal(only(make(), net).image, first.image)
 
 
+def test_pythons_and_numpys_generators_are_seeded_by_the_key_and_given_back():
+    drawn = {}
+    for seed, restart in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        random.seed(len(drawn)), np.random.seed(len(drawn))
+        before = random.getstate(), np.random.get_state()[1].tolist()
+        with kept_state(Draws(seed, "attack", 0, restart)):
+            numbers = random.random(), np.random.random()
+        assert drawn.setdefault((seed, restart), numbers) == numbers
+        assert (random.getstate(), np.random.get_state()[1].tolist()) == before
+    for column in zip(*drawn.values(), strict=True):
+        assert len(set(column)) == 3
+
+
 @pytest.mark.parametrize("name", ["foolbox PGD", "ART PGD", "ART Square"])
 def test_another_seed_or_restart_gives_other_random_starts(name):
     net, attack = normed(), CASES[name]()
@@ -315,7 +330,7 @@ def test_what_lies_outside_the_ball_is_told_and_projected():
 def test_float_slack_is_not_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        only(CASES["ART PGD"](), smooth(dtype=torch.float32))
+        only(CASES["ART PGD"](), smooth(), images().double())  # ART works in float32
 
 
 def test_foolboxs_black_images_are_no_successes():
