@@ -2,8 +2,11 @@
 
 from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
+from robustfg.attacks.deepfool import DeepFool
 from robustfg.attacks.engine import Engine
+from robustfg.attacks.fab import FAB
 from robustfg.attacks.gradient import GradientAttack
+from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.objectives import (
     CrossEntropy,
     DifferenceOfLogitsRatio,
@@ -19,6 +22,7 @@ from robustfg.attacks.transforms import ResizeAndPad, Smoothing
 
 __all__ = [
     "BIM",
+    "FAB",
     "FGSM",
     "L1",
     "L2",
@@ -27,12 +31,14 @@ __all__ = [
     "Attack",
     "Attempt",
     "CrossEntropy",
+    "DeepFool",
     "DifferenceOfLogitsRatio",
     "Engine",
     "GradientAttack",
     "KullbackLeibler",
     "Linf",
     "Margin",
+    "MinimumNormAttack",
     "Momentum",
     "Nesterov",
     "Objective",
