@@ -30,7 +30,8 @@ class FAB(MinimumNormAttack):
         alpha_max: largest share of the clean image's projection in the mixture; 0.1 in the paper.
         eta: steps are lengthened by this factor, to get over the boundary; 1.05 in the paper.
         beta: a wrong image keeps this share of its perturbation; 0.9 in the paper.
-        final_search: looks at the end at images between the clean and the best one (section 2.5 of the paper).
+        final_search: looks at the end, at images between the clean and the best one. They take the place of the last
+            steps, so that a walk of n steps costs at most 2n + 1 forward passes.
     """
 
     targets: int | None = None
@@ -87,7 +88,7 @@ class FAB(MinimumNormAttack):
             start = victim.clean
             if restart:
                 noise = self.threat.uniform(victim.clean, victim.index, *draws.key, walk)
-                start = (victim.clean + noise / 2).clamp(0, 1)
+                start = (victim.clean + noise / 2).clamp(0, 1)  # half the radius, as in the paper
             steps = self.steps if walk < walks - 1 else max(self.steps - (self.final_search + 1) // 2, 1)
             classes, margin = self._walk(victim, start, steps, walk, classes, margin)
         self._search_segment(victim, margin)

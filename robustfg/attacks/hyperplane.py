@@ -2,8 +2,7 @@
 
 A change d of an image x with <w, d> = g and x + d in the box moves every coordinate along sign(g w) by some amount in
 [0, room]. The smallest change in l-inf moves all by the same amount, in l2 in proportion to |w|, both up to the room;
-in l1 it uses up the room of the largest |w| first (Croce & Hein 2020, "Minimally distorted adversarial examples",
-section 2.2).
+in l1 it uses up the room of the largest |w| first (Croce & Hein 2020, "Minimally distorted adversarial examples").
 """
 
 from functools import singledispatch
