@@ -212,8 +212,8 @@ def test_the_search_for_the_smallest_takes_two_forwards_a_step_and_a_backward_pe
     expected = walks * 10 - 2, 2 * (walks * 10 - 2) + 1 + 3
     assert attempt.forwards.tolist() == [expected[1]] * 6
     assert attempt.backwards.tolist() == [expected[0] * backwards] * 6
-    assert model.forwards == Counter({name: expected[1] for name in INDEX.tolist()})
-    assert model.backwards == Counter({name: expected[0] * backwards for name in INDEX.tolist()})
+    assert model.forwards == Counter(dict.fromkeys(INDEX.tolist(), expected[1]))
+    assert model.backwards == Counter(dict.fromkeys(INDEX.tolist(), expected[0] * backwards))
     assert attempt.forwards.max() <= attack.passes
 
 
