@@ -6,10 +6,12 @@ from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
 from robustfg.attacks.bpda import Bpda, differentiable
 from robustfg.attacks.cascade import Cascade
+from robustfg.attacks.deepfool import DeepFool
 from robustfg.attacks.directions import Directions, Gaussian, Rademacher
 from robustfg.attacks.distances import NearestWrongCentre, NearestWrongPrototype
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.estimated import EstimatedGradient
+from robustfg.attacks.fab import FAB
 from robustfg.attacks.features import FeatureAttack, FeatureBank
 from robustfg.attacks.gradient import GradientAttack
 from robustfg.attacks.heads import OnHead, Summed
@@ -41,6 +43,7 @@ from robustfg.attacks.universal import UniversalPerturbation
 __all__ = [
     "APGD",
     "BIM",
+    "FAB",
     "FGSM",
     "L0",
     "L1",
@@ -53,6 +56,7 @@ __all__ = [
     "Bpda",
     "Cascade",
     "CrossEntropy",
+    "DeepFool",
     "DifferenceOfLogitsRatio",
     "Directions",
     "Engine",

@@ -1,0 +1,53 @@
+"""The boundary of the true class, linearised at an image."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustfg.attacks.hyperplane import TINY, dual_norm
+from robustfg.attacks.victim import Victim
+from robustfg.types import Output, logits_of
+
+
+@dataclass(frozen=True)
+class Boundary:
+    """The hyperplane on which another class draws level with the true one, to first order."""
+
+    gap: Tensor
+    """``(b,)`` float64, how far the other logit minus the true one must rise."""
+    normal: Tensor
+    """``(b, C, H, W)`` the gradient of that difference."""
+
+
+def nearest_boundary(victim: Victim, output: Output | Tensor, image: Tensor, others: Tensor) -> Boundary:
+    """The nearest of several classes' boundaries in the threat's norm, for one backward pass a class.
+
+    Args:
+        victim: was asked about ``image`` with ``graph``.
+        output: what it answered.
+        image: ``(b, C, H, W)``.
+        others: ``(b, m)`` the classes in question.
+    """
+    logits = logits_of(output)
+    true = logits.gather(1, victim.label[:, None])
+    rises = logits.gather(1, others) - true
+    gaps = victim.clearance(output)[:, None].double() - rises.detach().double()
+    gap, normal = torch.zeros_like(gaps[:, 0]), torch.zeros_like(image)
+    least = torch.full_like(gap, torch.inf)
+    for place in range(others.shape[1]):
+        gradient = victim.pull(rises[:, place], image, again=place < others.shape[1] - 1)
+        distance = gaps[:, place].abs() / dual_norm(victim.threat, gradient).clamp_min(TINY)
+        nearer = distance < least
+        least = torch.where(nearer, distance, least)
+        gap = torch.where(nearer, gaps[:, place], gap)
+        normal = torch.where(nearer[:, None, None, None], gradient, normal)
+    return Boundary(gap, normal)
+
+
+def wrong_classes(logits: Tensor, label: Tensor, count: int | None = None) -> Tensor:
+    """The ``count`` wrong classes with the highest logits, or all of them, ``(B, min(count, K - 1))``."""
+    wrong = logits.shape[1] - 1
+    lowest = torch.finfo(logits.dtype).min
+    finite = logits.detach().nan_to_num(nan=lowest, neginf=lowest).scatter(1, label[:, None], -torch.inf)
+    return finite.argsort(dim=1, descending=True, stable=True)[:, : wrong if count is None else min(count, wrong)]
