@@ -173,9 +173,19 @@ class Victim:
         kept = tuple(s[mask] if isinstance(s, Tensor) and s.dim() and len(s) == here else s for s in state)
         return kept  # type: ignore[return-value]
 
-    def settle(self, image: Tensor) -> None:
-        """Says what the result is, one image for every sample still attacked, whatever was better before."""
-        self._best, self._margin = image.detach(), torch.full_like(self._margin, torch.nan)
+    def settle(self, image: Tensor, mask: Tensor | None = None) -> None:
+        """Says what the result is, one image for every sample still attacked, whatever was better before.
+
+        Args:
+            image: ``(b, C, H, W)``.
+            mask: ``(b,)``, only for these.
+        """
+        unseen = torch.full_like(self._margin, torch.nan)
+        if mask is None:
+            self._best, self._margin = image.detach(), unseen
+        else:
+            self._best = torch.where(mask[:, None, None, None], image.detach(), self._best)
+            self._margin = torch.where(mask, unseen, self._margin)
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The image kept of every sample still attacked, and its margin."""
@@ -204,11 +214,12 @@ class Victim:
         self._backwards += self.run.engine.samples
         return finite
 
+    def clearance(self, output: Output | Tensor) -> Tensor:
+        """How far below 0 margins must lie to count as a success, ``(n,)``: what the run's arithmetic may be off."""
+        return self.run.tolerance * logits_of(output).detach().abs().amax(1).clamp_min(1)
+
     def _success(self, output: Output | Tensor, margin: Tensor) -> Tensor:
-        """Where the margin is negative by more than the run's arithmetic may be off."""
-        if not self.run.tolerance:
-            return margin < 0
-        return margin < -self.run.tolerance * logits_of(output).detach().abs().amax(1).clamp_min(1)
+        return margin < -self.clearance(output) if self.run.tolerance else margin < 0
 
     def _scored(self, image: Tensor, clean: Tensor, margin: Tensor, won: Tensor) -> tuple[Tensor, Tensor]:
         """What is minimised, and which samples need no better image."""
