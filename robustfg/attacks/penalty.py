@@ -14,7 +14,7 @@ from robustfg.errors import UserError
 from robustfg.types import Output
 
 SHARE, PROGRESS = 10, 0.9999
-"""A search goes on while the loss falls to less than that between two looks, a tenth of the steps apart; as released."""
+"""A search goes on while its loss falls to less than this share in a tenth of the steps; as in the released code."""
 PATIENCE, YOUNG = 10, 30
 """Steps between two looks and before the first, at least. The released code asks for the mean loss of a batch, which
 is smooth; a sample's own loss rises on its way over the boundary."""
