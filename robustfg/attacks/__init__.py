@@ -6,17 +6,21 @@ from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
 from robustfg.attacks.bpda import Bpda, differentiable
 from robustfg.attacks.cascade import Cascade
+from robustfg.attacks.cw import CarliniWagner
 from robustfg.attacks.deepfool import DeepFool
 from robustfg.attacks.directions import Directions, Gaussian, Rademacher
 from robustfg.attacks.distances import NearestWrongCentre, NearestWrongPrototype
+from robustfg.attacks.ead import ElasticNet
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.estimated import EstimatedGradient
 from robustfg.attacks.fab import FAB
 from robustfg.attacks.features import FeatureAttack, FeatureBank
+from robustfg.attacks.fmn import FMN
 from robustfg.attacks.gradient import GradientAttack
 from robustfg.attacks.heads import OnHead, Summed
 from robustfg.attacks.hopskipjump import HopSkipJump
 from robustfg.attacks.joint import Lagrangian, Selective, WrongAndAccepted, WrongAndNear
+from robustfg.attacks.l0 import L0
 from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.objectives import (
     CrossEntropy,
@@ -29,7 +33,7 @@ from robustfg.attacks.objectives import (
 from robustfg.attacks.presets import BIM, FGSM, MIM, PGD
 from robustfg.attacks.regions import Frame, Patch, Region
 from robustfg.attacks.search import Search
-from robustfg.attacks.sparse_rs import L0, SparseRS
+from robustfg.attacks.sparse_rs import SparseRS
 from robustfg.attacks.spatial import Rigid, Spatial
 from robustfg.attacks.square import Square
 from robustfg.attacks.steps import Momentum, Nesterov, Steepest, StepRule
@@ -45,6 +49,7 @@ __all__ = [
     "BIM",
     "FAB",
     "FGSM",
+    "FMN",
     "L0",
     "L1",
     "L1APGD",
@@ -54,11 +59,13 @@ __all__ = [
     "Attack",
     "Attempt",
     "Bpda",
+    "CarliniWagner",
     "Cascade",
     "CrossEntropy",
     "DeepFool",
     "DifferenceOfLogitsRatio",
     "Directions",
+    "ElasticNet",
     "Engine",
     "EstimatedGradient",
     "FeatureAttack",

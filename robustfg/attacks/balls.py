@@ -1,5 +1,6 @@
 """The norm balls: l-inf, l2 and l1."""
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -13,7 +14,32 @@ from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linf(Threat):
+class Ball(Threat):
+    """A ball whose radius may also differ from sample to sample, as attacks that look for the smallest one need it."""
+
+    whole: ClassVar[bool] = False
+    """Sizes are whole numbers."""
+
+    def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
+        return self.within(image, clean, self.radius)
+
+    @abstractmethod
+    def within(self, image: Tensor, clean: Tensor, radius: float | Tensor) -> Tensor:
+        """The image nearest to ``image`` in a ball around ``clean``, before clipping to the box.
+
+        Args:
+            image: ``(B, C, H, W)``.
+            clean: like ``image``.
+            radius: of the ball, or float64 ``(B, 1, 1, 1)`` of every sample's.
+        """
+
+    @abstractmethod
+    def dual(self, gradient: Tensor) -> Tensor:
+        """How much a step of norm 1 raises a linear function of this gradient, float64 ``(B,)``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linf(Ball):
     """Every pixel value may change by at most epsilon."""
 
     norm: ClassVar[str] = "linf"
@@ -22,8 +48,12 @@ class Linf(Threat):
         if self.radius > 1:
             raise UserError(f"linf epsilon is a share of the pixel range, at most 1; got {self.epsilon}, not 8/255?")
 
-    def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
-        return torch.clamp(image, clean - self.radius, clean + self.radius)
+    def within(self, image: Tensor, clean: Tensor, radius: float | Tensor) -> Tensor:
+        reach = radius.to(clean.dtype) if isinstance(radius, Tensor) else radius
+        return torch.clamp(image, clean - reach, clean + reach)
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        return gradient.double().flatten(1).abs().sum(1)
 
     def projector(self, clean: Tensor) -> Callable[[Tensor], Tensor]:
         low, high = (clean - self.radius).clamp_(0, 1), (clean + self.radius).clamp_(0, 1)
@@ -42,15 +72,18 @@ class Linf(Threat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class L2(Threat):
+class L2(Ball):
     """The Euclidean length of the perturbation is at most epsilon."""
 
     norm: ClassVar[str] = "l2"
 
-    def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
+    def within(self, image: Tensor, clean: Tensor, radius: float | Tensor) -> Tensor:
         change = image - clean
-        shrink = (self.radius / flat_norm(change).clamp_min(1e-300)).clamp_max(1)
+        shrink = (radius / flat_norm(change).clamp_min(1e-300)).clamp_max(1)
         return clean + change * shrink.to(change.dtype)
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        return flat_norm(gradient).flatten()
 
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient / flat_norm(gradient).to(gradient.dtype).clamp_min(torch.finfo(gradient.dtype).tiny)
@@ -66,7 +99,7 @@ class L2(Threat):
 
 
 @dataclass(frozen=True, kw_only=True)
-class L1(Threat):
+class L1(Ball):
     """The sum of absolute changes is at most epsilon.
 
     Args:
@@ -82,12 +115,12 @@ class L1(Threat):
         if not 0 < self.share <= 1:
             raise UserError(f"l1 share must be in (0, 1], got {self.share}")
 
-    def project(self, image: Tensor, clean: Tensor) -> Tensor:
+    def within(self, image: Tensor, clean: Tensor, radius: float | Tensor) -> Tensor:
         """The nearest image of ball and box together (Croce & Hein 2021, "Mind the box")."""
-        return (clean + l1_projection(image - clean, clean, self.radius)).clamp(0, 1)
+        return clean + l1_projection(image - clean, clean, radius)
 
-    def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
-        return self.project(image, clean)
+    def dual(self, gradient: Tensor) -> Tensor:
+        return gradient.double().flatten(1).abs().amax(1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
         flat = gradient.flatten(1)
@@ -106,7 +139,7 @@ class L1(Threat):
         return perturbation.double().flatten(1).abs().sum(1)
 
 
-def l1_projection(change: Tensor, clean: Tensor, radius: float) -> Tensor:
+def l1_projection(change: Tensor, clean: Tensor, radius: float | Tensor) -> Tensor:
     """The point nearest to ``change`` with l1 norm at most ``radius`` and ``clean`` + point in [0, 1].
 
     It is sign(c) min(max(|c| - t, 0), room) with the least t >= 0 at which the norm fits. The norm is piecewise linear
@@ -115,8 +148,10 @@ def l1_projection(change: Tensor, clean: Tensor, radius: float) -> Tensor:
     Args:
         change: ``(B, ...)``.
         clean: like ``change``, in [0, 1].
-        radius: of the ball.
+        radius: of the ball, or float64 ``(B, 1, 1, 1)`` of every sample's.
     """
+    if isinstance(radius, Tensor):
+        radius = radius.flatten(1)
     flat, base = change.double().flatten(1), clean.double().flatten(1)
     size = flat.abs()
     room = torch.where(flat > 0, 1 - base, base)

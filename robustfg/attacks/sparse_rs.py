@@ -1,51 +1,20 @@
-"""The Sparse-RS attack on a number of pixels, and that threat model."""
+"""The Sparse-RS attack on a number of pixels."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from robustfg.attacks.draws import Draws
+from robustfg.attacks.l0 import L0
 from robustfg.attacks.random_search import RandomSearch
-from robustfg.attacks.randomness import keyed_uniforms
-from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
 
 BORDERS = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries of 10,000 after which fewer pixels are exchanged."""
 DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
 """By what ``alpha_init`` is divided between them (Croce et al. 2022, and the released code)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class L0(Threat):
-    """At most epsilon pixels may change, each in all its channels and as much as the box allows."""
-
-    norm: ClassVar[str] = "l0"
-
-    def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
-        change = (image - clean).flatten(2)
-        size = change.double().square().sum(1)
-        count = min(int(self.radius), size.shape[1])
-        kept = torch.zeros_like(size).scatter_(1, size.topk(count, dim=1).indices, 1)
-        return torch.where(kept[:, None].bool(), image.flatten(2), clean.flatten(2)).view_as(image)
-
-    def steepest(self, gradient: Tensor) -> Tensor:
-        size = gradient.abs().sum(1, keepdim=True).flatten(1)
-        top = torch.zeros_like(size).scatter_(1, size.argmax(1, keepdim=True), 1)
-        return gradient.sign() * top.view_as(gradient[:, :1])
-
-    def uniform(self, clean: Tensor, index: Tensor, *key: int | str) -> Tensor:
-        batch, _, height, width = clean.shape
-        order = keyed_uniforms(height * width, index, *key, "pixels").argsort(stable=True, dim=1)
-        chosen = torch.zeros_like(order, dtype=torch.bool).scatter_(1, order[:, : int(self.radius)], True)
-        colour = keyed_uniforms(clean.shape[1:].numel(), index, *key, "colours").view_as(clean).to(clean)
-        return torch.where(chosen.view(batch, 1, height, width), colour - clean, 0)
-
-    def size(self, perturbation: Tensor) -> Tensor:
-        return (perturbation != 0).any(1).flatten(1).sum(1).double()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,66 @@
+"""The attack of Carlini & Wagner in l2."""
+
+from dataclasses import dataclass
+
+import torch
+
+from robustfg.attacks.balls import L2
+from robustfg.attacks.draws import Draws
+from robustfg.attacks.penalty import Confident, ConstantSearch, PenaltyAttack
+from robustfg.attacks.victim import Victim
+from robustfg.errors import UserError
+
+EDGE = 0.999999
+"""Images are drawn so much towards grey before atanh, which is infinite at black and white; as in the released code."""
+DECAY = 0.9, 0.999
+"""Adam's, and below its epsilon (Kingma & Ba 2015)."""
+TINY = 1e-8
+
+
+@dataclass(frozen=True, kw_only=True)
+class CarliniWagner(PenaltyAttack):
+    """Adam on squared l2 size + c * hinge of the margin, over w in image = (1 + tanh w) / 2 (Carlini & Wagner 2017).
+
+    Every sample has its own Adam, constant and early abort.
+    """
+
+    threat: L2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.threat, L2):
+            raise UserError(f"CarliniWagner minimises the l2 size, got the norm {self.threat.norm}")
+
+    def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
+        if self.confidence:
+            victim.decision = Confident(victim.decision, self.confidence)
+        image = victim.clean
+        first, _, wrong = self.ask(victim, image)
+        start = torch.atanh((2 * image - 1) * EDGE)
+        first, start = self.retire(victim, wrong, first, start)
+        image, point, push = victim.clean, start, first
+        mean, square, search = torch.zeros_like(start), torch.zeros_like(start), self.search_of(victim)
+        for taken in range(1, self.passes):
+            if not len(victim):
+                return
+            weight, age = search.weight(image), search.steps(image) + 1
+            tanh = point.tanh()
+            gradient = (2 * (image - victim.clean) - weight * push) * (1 - tanh.square()) / 2
+            mean = DECAY[0] * mean + (1 - DECAY[0]) * gradient
+            square = DECAY[1] * square + (1 - DECAY[1]) * gradient.square()
+            root = (square / (1 - DECAY[1] ** age)).sqrt() + TINY
+            point = point - self.learning_rate * mean / (1 - DECAY[0] ** age) / root
+            image = (victim.clean + (point.tanh() - start.tanh()) / 2).clamp(0, 1)
+            push, margin, wrong = self.ask(victim, image)
+            loss = (image - victim.clean).flatten(1).square().sum(1) + search.constant * margin.clamp_min(0)
+            search, over = search.after(wrong, loss, steps=self.steps - 1, early_abort=self.early_abort)
+            again = over.view(-1, 1, 1, 1)
+            image, point = torch.where(again, victim.clean, image), torch.where(again, start, point)
+            push = torch.where(again, first, push)
+            mean, square = mean.masked_fill(again, 0), square.masked_fill(again, 0)
+            state = victim.leave(first, start, image, point, push, mean, square, *search)
+            done = state[-3] >= self.searches
+            if (self.early_abort or taken % (self.steps - 1) == 0) and bool(done.any()):
+                state = self.retire(victim, done, *state)
+            first, start, image, point, push, mean, square, *columns = state
+            search = ConstantSearch(*columns)
