@@ -87,7 +87,7 @@ def theirs(option: str, epsilon: float, classifier: Classifier, image: Tensor, l
     def whole() -> Tensor:
         suite = AutoAttack(model, norm="Linf", eps=epsilon, seed=0, device=str(image.device))
         suite.verbose = False
-        found: Tensor = suite.run_standard_evaluation(image, label, bs=len(label))[0]
+        found: Tensor = suite.run_standard_evaluation(image, label, batch_size=len(label))[0]
         return found
 
     runs: dict[str, Callable[[], Tensor]] = {
