@@ -114,8 +114,8 @@ def test_what_was_learned_on_some_images_fools_the_model_on_others():
     # The best for a linear model is known: against the weights everywhere.
     best = (fresh - 0.1 * model.weight.detach().sign()).clamp(0, 1)
     assert torch.allclose(attack(model, fresh, zero), best, rtol=0, atol=1e-9)
-    assert (model(best).argmax(1) == 1).double().mean() > 0.8
-    assert (model(random(model, fresh, zero)).argmax(1) == 1).double().mean() < 0.5
+    assert (model(best).argmax(1) == 1).double().mean() > 0.7
+    assert (model(random(model, fresh, zero)).argmax(1) == 1).double().mean() < 0.4
 
 
 @pytest.mark.parametrize(
