@@ -106,7 +106,7 @@ def test_the_grid_is_that_of_the_paper():
 
     def model(image):
         seen.append(image)
-        return torch.tensor([[1.0, 0.0]]).double().expand(len(image), 2)
+        return torch.tensor([[2.0, 0.0]]).double().expand(len(image), 2)
 
     clean = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
     clean[0, 0, 16, 24] = 1.0
@@ -175,7 +175,7 @@ def test_random_poses_lie_within_the_limits_and_belong_to_the_sample():
 
     def model(image):
         seen.append(image.clone())
-        return torch.tensor([[1.0, 0.0]]).double().expand(len(image), 2)
+        return torch.tensor([[2.0, 0.0]]).double().expand(len(image), 2)
 
     attack = Spatial(threat=Rigid(degrees=0, shift="4/41"), tries=60)
     attack(model, clean, torch.zeros(6).long(), INDEX)
