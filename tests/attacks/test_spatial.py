@@ -106,10 +106,10 @@ def test_the_grid_is_that_of_the_paper():
 
     def model(image):
         seen.append(image)
-        return torch.tensor([[1.0, 0.0]]).double().expand(len(image), 2)
+        return torch.tensor([[2.0, 0.0]]).double().expand(len(image), 2)
 
     clean = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
-    clean[0, 0, 16, 16] = 1.0
+    clean[0, 0, 16, 24] = 1.0
     attack(model, clean, torch.zeros(1).long(), INDEX[:1])
     expected = {
         (angle, down, right)
@@ -119,7 +119,8 @@ def test_the_grid_is_that_of_the_paper():
     }
     images = torch.cat([turned(clean, *pose(1, *place)) for place in expected])
     assert len(seen) == 775
-    distance = (torch.cat(seen).flatten(1)[:, None] - images.flatten(1)[None]).abs().amax(2)
+    exactly = "donot_use_mm_for_euclid_dist"
+    distance = torch.cdist(torch.cat(seen).flatten(1), images.flatten(1), compute_mode=exactly)
     assert distance.amin(0).max() < 1e-9  # every pose of the paper was looked at
     assert distance.amin(1).max() < 1e-9  # and no other
 
@@ -174,7 +175,7 @@ def test_random_poses_lie_within_the_limits_and_belong_to_the_sample():
 
     def model(image):
         seen.append(image.clone())
-        return torch.tensor([[1.0, 0.0]]).double().expand(len(image), 2)
+        return torch.tensor([[2.0, 0.0]]).double().expand(len(image), 2)
 
     attack = Spatial(threat=Rigid(degrees=0, shift="4/41"), tries=60)
     attack(model, clean, torch.zeros(6).long(), INDEX)
