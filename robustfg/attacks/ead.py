@@ -23,9 +23,11 @@ class ElasticNet(PenaltyAttack):
         rule: which success is kept: ``"l1"`` the one of least l1 size; ``"en"`` the one of least beta * l1 + squared
             l2 inside epsilon, which asks for ``stop_inside: false``.
         momentum: FISTA; false: ISTA, which asks about half as many images.
+        early_abort: off, as the l1 size still falls when the loss no longer does.
     """
 
     threat: L1
+    early_abort: bool = False
     beta: float = 1e-3
     rule: Literal["l1", "en"] = "l1"
     momentum: bool = True

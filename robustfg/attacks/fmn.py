@@ -22,7 +22,8 @@ class FMN(MinimumNormAttack):
 
     The radius shrinks where the prediction is wrong and grows where it is right; until the first wrong one it is the
     boundary's distance on a linear model. In l0, where that says nothing, it starts at one pixel and changes by at
-    least one.
+    least one. That distance is lengthened by ``change``, unlike in the paper: where the model is linear to the
+    boundary, images would stay just before it.
 
     Args:
         threat: l-inf, l2, l1 or l0; an epsilon that no image exceeds where minimal norms are asked for.
@@ -105,7 +106,7 @@ class FMN(MinimumNormAttack):
             grown = torch.maximum(radius + 1, (radius * (1 + share)).floor())
         else:
             shrunk = radius * (1 - share)
-            grown = torch.where(smallest.isfinite(), radius * (1 + share), linear)
+            grown = (1 + share) * torch.where(smallest.isfinite(), radius, linear)
         return torch.where(wrong, torch.minimum(shrunk, smallest), grown)
 
 
