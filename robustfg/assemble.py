@@ -72,8 +72,8 @@ def published_classifier_of(config: Config, classes: tuple[str, ...]) -> Classif
     return Classifier(backbone=backbone, loss=Softmax.around(backbone.head), num_classes=len(classes))
 
 
-def attacks_of(config: Config, classes: tuple[str, ...]) -> dict[str, Attack]:
-    """The suite by name; a surrogate given by its run's folder is loaded."""
+def attacks_of(config: Config, classes: tuple[str, ...], genera: tuple[str, ...] | None = None) -> dict[str, Attack]:
+    """The suite by name. A surrogate given by its run's folder is loaded; the data's genera are the classes' groups."""
     if taken := {"clean", "robust"} & config["attack"].keys():
         raise UserError(f"attack.{min(taken)}: choose another name, this one stands for something else in the results")
     suite = {}
@@ -82,8 +82,17 @@ def attacks_of(config: Config, classes: tuple[str, ...]) -> dict[str, Attack]:
         surrogate: dict[str, Any] = {}
         if "surrogate" in node:
             surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", classes, tuple(config.get("trust", ())))
-        suite[name] = build(node, option, **surrogate)
+        suite[name] = build(_grouped(node, genera), option, **surrogate)
     return suite
+
+
+def _grouped(node: Any, genera: tuple[str, ...] | None) -> Any:
+    """The node with the data's genera wherever ``groups`` are asked for and left open."""
+    if isinstance(node, dict):
+        open_ = "groups" in node and node["groups"] is None and genera is not None
+        filled = {key: _grouped(value, genera) for key, value in node.items()}
+        return filled | {"groups": list(genera or ())} if open_ else filled
+    return node
 
 
 def surrogate_of(path: str, option: str, classes: tuple[str, ...], trust: tuple[str, ...]) -> dict[str, Any]:
@@ -99,7 +108,7 @@ def surrogate_of(path: str, option: str, classes: tuple[str, ...], trust: tuple[
     return {"surrogate": classifier.eval(), "surrogate_name": f"{path}, weights {weights_sha256(classifier)[:12]}"}
 
 
-def evaluation_of(config: Config, folder: Path, classes: tuple[str, ...]) -> RobustnessEvaluation:
+def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessEvaluation:
     """The robustness evaluation of ``trainer.test``."""
     node = {key: value for key, value in config["evaluation"].items() if key != "validation"}
     make = build(node | {"_partial_": True}, "evaluation")
@@ -111,17 +120,19 @@ def evaluation_of(config: Config, folder: Path, classes: tuple[str, ...]) -> Rob
     }
     loading = ("batch_size", "eval_batch_size", "num_workers", "cache", "root", "download")
     context = {"data": {k: v for k, v in config["data"].items() if k not in loading}, "model": config["model"]}
-    evaluation = make(attacks=attacks_of(config, classes), folder=folder, about=about, context=context)
+    evaluation = make(
+        attacks=attacks_of(config, data.classes, data.source.genera), folder=folder, about=about, context=context
+    )
     assert isinstance(evaluation, RobustnessEvaluation)
     return evaluation
 
 
-def validation_of(config: Config, classes: tuple[str, ...]) -> list[pl.Callback]:
+def validation_of(config: Config, data: DataModule) -> list[pl.Callback]:
     """The look at robustness during training, where it chooses the checkpoint."""
     if config["monitor"] != "val/robust_accuracy":
         return []
     make = build(config["evaluation"]["validation"] | {"_partial_": True}, "evaluation.validation")
-    return [make(attacks=attacks_of(config, classes))]
+    return [make(attacks=attacks_of(config, data.classes, data.source.genera))]
 
 
 def callbacks_of(config: Config) -> list[pl.Callback]:

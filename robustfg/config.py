@@ -92,7 +92,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"config: {str(error).splitlines()[0]}") from error
+        place = f" (option {error.full_key})" if error.full_key else ""
+        raise UserError(f"config: {str(error).splitlines()[0]}{place}") from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 

@@ -57,7 +57,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
         checkpoint.expect_classes(data.classes)
         classifier = assemble.classifier_of(config, checkpoint.classes)
         checkpoint.load_into(classifier)
-    evaluation = assemble.evaluation_of(config, folder, data.classes)
+    evaluation = assemble.evaluation_of(config, folder, data)
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, [evaluation], assemble.loggers_of(config, folder))
         run.write_origin(config, folder, data, command, trainer.loggers)

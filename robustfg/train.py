@@ -47,8 +47,8 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     run.refuse_another_runs_folder(config, folder)
     data = assemble.data_of(config)
     classifier = assemble.classifier_of(config, data.classes)
-    evaluation = assemble.evaluation_of(config, folder, data.classes)
-    validation = assemble.validation_of(config, data.classes)
+    evaluation = assemble.evaluation_of(config, folder, data)
+    validation = assemble.validation_of(config, data)
     last = folder / "checkpoints" / "last.ckpt"
     callbacks = [evaluation, *validation, *assemble.callbacks_of(config), SaveOnInterrupt(last)]
     with run.dashboards_closed(config):

@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from robustfg.assemble import attacks_of
 from robustfg.config import CONF, build, plain, refuse_untrusted, register_schemas
 from robustfg.errors import UserError
 
@@ -46,7 +47,11 @@ GIVEN = {  # what the program adds to a node
 }
 
 
-ASKED = {"transfer": ["attack.transfer.surrogate=outputs/birds-softmax/other"]}  # what the user must say
+ASKED = {  # what the user must say
+    "transfer": ["attack.transfer.surrogate=outputs/birds-softmax/other"],
+    "features": ["attack.features.bank.path=bank.pt"],
+    "universal": ["attack.universal.path=universal.pt"],
+}
 
 
 def test_there_are_options_to_test():
@@ -252,3 +257,25 @@ def test_import_layers_hold():
     linter = Path(sys.executable).parent / "lint-imports"
     done = subprocess.run([linter], capture_output=True, text=True, check=False, cwd=CONF.parent)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(("option", "asked"), [(option, words[0].split("=")[0]) for option, words in ASKED.items()])
+def test_what_the_user_must_say_is_named(option, asked):
+    with pytest.raises(UserError, match=asked):
+        plain(composed("train", f"attack={option}"))
+
+
+def test_siblings_are_the_species_of_a_genus_where_the_data_knows_them():
+    config = plain(composed("train", "attack=pgd_siblings"))
+    genera = ("a", "a", "b", "b")
+    assert attacks_of(config, ("1", "2", "3", "4"), genera)["pgd_siblings"].targets.groups == list(genera)
+    assert attacks_of(config, ("1", "2"))["pgd_siblings"].targets.groups is None
+
+
+@pytest.mark.parametrize("suite", ["standard", "autoattack"])
+def test_suites_are_cascades_of_their_stages_in_order_with_one_epsilon(suite):
+    attack = attacks_of(plain(composed("train", f"attack={suite}", "epsilon=4/255")), ())[suite]
+    assert {stage.threat.radius for stage in attack.attacks.values()} == {4 / 255}
+    stages = ["apgd_ce", "apgd_t", "fab_t", "square"] if suite == "autoattack" else ["apgd_ce", "apgd_t", "square"]
+    assert list(attack.attacks) == stages
+    assert attack.attacks["square"].rescale_schedule is (suite == "standard")

@@ -26,6 +26,7 @@ from robustfg.evaluation.checks.probes import (
     DETERMINISM,
     FINITE_DIFFERENCE,
     GRADIENT_FREE,
+    ONE_STEP,
     REFERENCE,
     deterministic,
     finite_difference,
@@ -194,7 +195,7 @@ class RobustnessEvaluation(pl.Callback):
     def _summary(self, table: Any, facts: Facts, trainer: pl.Trainer) -> dict[str, Any]:
         checks = judge(table, self.attacks | dict(self.probe.attacks), facts) if self.checks else []
         library = f"robustfg {__version__}"
-        also = [name for name in self.probe.attacks if name.startswith((REFERENCE, GRADIENT_FREE))]
+        also = [name for name in self.probe.attacks if name.startswith((ONE_STEP, REFERENCE, GRADIENT_FREE))]
         described = {name: {"library": library, **attack.describe()} for name, attack in self.attacks.items()}
         return {
             "schema": 1,

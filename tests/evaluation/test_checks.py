@@ -97,6 +97,13 @@ def test_an_attack_in_the_wrong_direction_is_found(classifier, tmp_path):
     assert found["one_step"] == "fail"
 
 
+def test_a_suite_without_a_one_step_attack_is_compared_with_the_probes_own(classifier, tmp_path):
+    weak = {"pgd": GradientAttack(name="pgd", threat=Linf(epsilon="8/255"), step=Steepest(size="eps/400"), steps=10)}
+    assert statuses(evaluate(classifier, tmp_path / "weak", attacks=weak))["one_step"] == "fail"
+    strong = {"pgd": suite()["pgd"]}
+    assert statuses(evaluate(classifier, tmp_path / "strong", attacks=strong))["one_step"] == "pass"
+
+
 @pytest.mark.parametrize(
     ("change", "check"),
     [

@@ -13,6 +13,7 @@ from robustfg.evaluation.checks.probes import (
     DETERMINISM,
     FINITE_DIFFERENCE,
     GRADIENT_FREE,
+    ONE_STEP,
     PREFIX,
     REFERENCE,
     UNBOUNDED,
@@ -154,8 +155,13 @@ def _one_step(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
         if steps[name] == 1 and longer:
             n = _size(table)
             count += int((~correct_per_sample(table, [name]) & correct_per_sample(table, longer)).sum())
+    single = [name for name in attacks if name.startswith(ONE_STEP)]
+    samples = np.unique(column(_chosen(table, single), "index"))
+    if not n and len(samples):  # the suite has no one-step attack: the probe's is compared with all of it
+        rows = table.filter(np.isin(column(table, "index"), samples))
+        count, n = _withstood_only(rows, [CLEAN, *suite], single), len(samples)
     if not n:
-        return Check("one_step", "inconclusive", 0, 0, detail + ": the suite has no such pair")
+        return Check("one_step", "inconclusive", 0, 0, detail + ": no one-step attack was run")
     return _status("one_step", count, n, detail, lambda c: exceeds(c, n, TOLERATED))
 
 
@@ -167,9 +173,14 @@ def _reference(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
         return Check("reference", "inconclusive", 0, 0, "no reference attack was run")
     samples = np.unique(column(probe, "index"))
     rows = table.filter(np.isin(column(table, "index"), samples))
-    count = int((correct_per_sample(rows, [CLEAN, *_suite(attacks)]) & ~correct_per_sample(rows, names)).sum())
+    count = _withstood_only(rows, [CLEAN, *_suite(attacks)], names)
     detail = "longer attacks of ours break nothing that withstood the suite"
     return _status("reference", count, len(samples), detail, lambda c: exceeds(c, len(samples), TOLERATED))
+
+
+def _withstood_only(rows: pa.Table, withstood: Sequence[str], broken: Sequence[str]) -> int:
+    """How many samples are right under all of the first attacks and broken by one of the second."""
+    return int((correct_per_sample(rows, withstood) & ~correct_per_sample(rows, broken)).sum())
 
 
 def _gradient_free(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:

@@ -17,6 +17,7 @@ FINITE_DIFFERENCE, DETERMINISM, UNBOUNDED = (
     PREFIX + name for name in ("finite_difference", "determinism", "unbounded")
 )
 REFERENCE = PREFIX + "reference_"
+ONE_STEP = PREFIX + "one_step_"
 GRADIENT_FREE = PREFIX + "gradient_free_"
 
 
@@ -82,6 +83,15 @@ def reference_attacks(balls: Iterable[Threat]) -> list[Attack]:
     ]
 
 
+def one_step_attacks(balls: Iterable[Threat]) -> list[Attack]:
+    """One step to the border of the ball."""
+    step, objective = Steepest(size="eps"), CrossEntropy()
+    return [
+        GradientAttack(name=f"{ONE_STEP}{threat.norm}", threat=threat, step=step, steps=1, objective=objective)
+        for threat in balls
+    ]
+
+
 def gradient_free_attacks(balls: Iterable[Threat]) -> list[Attack]:
     """Square, which finds what a masked gradient hides."""
     squared = [threat for threat in balls if isinstance(threat, Linf | L2)]
@@ -99,5 +109,7 @@ class Probe:
     def on(cls, samples: Iterable[int], suite: Iterable[Attack]) -> "Probe":
         """Probes of a suite's threat models on the given sample ids."""
         balls = largest_balls(attack.threat for attack in suite)
-        attacks = [unbounded_attack(), *reference_attacks(balls), *gradient_free_attacks(balls)]
+        attacks = [
+            unbounded_attack(), *one_step_attacks(balls), *reference_attacks(balls), *gradient_free_attacks(balls),
+        ]  # fmt: skip
         return cls(frozenset(samples), {attack.name: attack for attack in attacks})
