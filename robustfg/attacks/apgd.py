@@ -10,7 +10,8 @@ from torch import Tensor
 
 from robustfg.attacks.ascent import Ascent
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.victim import Slope, Victim
+from robustfg.attacks.slope import Slope
+from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 

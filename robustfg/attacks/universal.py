@@ -21,8 +21,9 @@ from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import CrossEntropy, Objective
 from robustfg.attacks.search import Search
+from robustfg.attacks.slope import derivative
 from robustfg.attacks.threat import Threat, step_length
-from robustfg.attacks.victim import Victim, derivative
+from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 

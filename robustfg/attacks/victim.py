@@ -1,7 +1,6 @@
 """A batch under attack: asks the model, counts every pass, and keeps the best image seen of each sample."""
 
 import warnings
-from dataclasses import dataclass
 from typing import TypeVarTuple
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from robustfg.attacks.base import Task
 from robustfg.attacks.engine import Run
 from robustfg.attacks.objectives import Objective
+from robustfg.attacks.slope import Slope, derivative
 from robustfg.attacks.threat import Threat
 from robustfg.attacks.transforms import Change
 from robustfg.types import Output, logits_of, mapped
@@ -18,20 +18,6 @@ PATIENCE = 8
 """Steps between two looks at who may leave, on devices where a look makes the host wait."""
 
 States = TypeVarTuple("States")
-
-
-@dataclass(frozen=True)
-class Slope:
-    """An objective and its gradient at some images."""
-
-    value: Tensor
-    """``(b,)`` what is maximised."""
-    gradient: Tensor
-    """``(b, C, H, W)``; zero where it was not finite."""
-    margin: Tensor
-    """``(b,)`` decision margin, negative where the sample is fooled."""
-    output: Output | Tensor
-    """What the model answered, detached."""
 
 
 class Victim:
@@ -297,11 +283,3 @@ class Victim:
         self._first = torch.where(wrong & (self._first < 0), self._forwards, self._first)
         self._forwards += asked
         self._fooled = self._fooled | (torch.zeros_like(self._forwards).index_add(0, of, done.long()) > 0)
-
-
-def derivative(value: Tensor, image: Tensor, *, again: bool = False) -> Tensor:
-    """Derivative of ``value``; zero where the model cut the graph, which is then told as a dead gradient."""
-    if not value.requires_grad:
-        return torch.zeros_like(image)
-    gradient = torch.autograd.grad(value, image, allow_unused=True, retain_graph=again)[0]
-    return torch.zeros_like(image) if gradient is None else gradient

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustfg.attacks.engine import Run
-from robustfg.attacks.victim import derivative
+from robustfg.attacks.slope import derivative
 from robustfg.types import logits_of
 
 
