@@ -51,7 +51,7 @@ def test_training_leaves_the_documented_files_and_prints_the_table(trained):
     assert [name for name in expected if not (trained.folder / name).exists()] == []
     assert not list(trained.folder.rglob("unfinished-*")) + list(trained.folder.rglob("*.tmp"))
     assert "worst case" in trained.output
-    assert "Verdict: upper bound, unverified" in trained.output
+    assert "Verdict: verified" in trained.output
     summary = json.loads((trained.folder / "robustness" / "summary.json").read_text())
     assert (summary["run"], summary["data"], summary["loss"], summary["n"]) == ("a", "digits", "gm", 61)
     splits = json.loads((trained.folder / "splits.json").read_text())

@@ -6,7 +6,7 @@ import sys
 import torch
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
-from small import regimes, results
+from small_classifiers import regimes, results
 
 rank, port, folder = *map(int, sys.argv[1:3]), sys.argv[3]
 os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0", "LOCAL_RANK": str(rank)}

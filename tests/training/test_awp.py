@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from small import LOSSES, Model, batch, gradients, pgd, same
+from small_classifiers import LOSSES, Model, batch, gradients, pgd, same
 from torch import nn
 
 from robustfg.attacks import Linf

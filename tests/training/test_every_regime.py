@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from small import classifier, data, fitted, regimes, results, trainer
+from small_classifiers import classifier, data, fitted, regimes, results, trainer
 
 from robustfg.training.callbacks import SaveOnInterrupt
 

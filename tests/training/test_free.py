@@ -1,6 +1,6 @@
 import pytest
 import torch
-from small import Backbone, classifier, data, fitted, trainer
+from small_classifiers import Backbone, classifier, data, fitted, trainer
 
 from robustfg.errors import UserError
 from robustfg.training import Free

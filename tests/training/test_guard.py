@@ -2,7 +2,7 @@ import logging
 
 import pytest
 import torch
-from small import classifier, data, guard, pgd, trainer
+from small_classifiers import classifier, data, guard, pgd, trainer
 
 from robustfg.errors import UserError
 from robustfg.training import Fast

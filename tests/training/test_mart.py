@@ -1,6 +1,6 @@
 import pytest
 import torch
-from small import LOSSES, Model, batch, gradients, kl_by_hand, logits_by_hand, loss_by_hand, pgd, same
+from small_classifiers import LOSSES, Model, batch, gradients, kl_by_hand, logits_by_hand, loss_by_hand, pgd, same
 
 from robustfg.errors import UserError
 from robustfg.losses import Softmax

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import LOSSES, Model, batch, gradients, kl_by_hand, logits_by_hand, loss_by_hand, same
+from small_classifiers import LOSSES, Model, batch, gradients, kl_by_hand, logits_by_hand, loss_by_hand, same
 
 from robustfg.attacks import L2, Linf
 from robustfg.attacks.randomness import keyed_normals
