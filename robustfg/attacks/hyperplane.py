@@ -39,7 +39,7 @@ def change_to_plane(threat: Threat, image: Tensor, normal: Tensor, gap: Tensor) 
     """
     flat, base = normal.double().flatten(1), image.double().flatten(1)
     scale = flat.abs().amax(1, keepdim=True).clamp_min(TINY)
-    wanted = (gap.double()[:, None] / scale).clamp(-1e30, 1e30)  # more than any box allows
+    wanted = gap.double()[:, None] / scale
     flat = flat / scale * wanted.sign()
     room = torch.where(flat > 0, 1 - base, base)
     amount = amounts(threat, flat.abs(), room, wanted.abs())

@@ -45,8 +45,7 @@ class MinimumNormAttack(Search):
 
     def retire(self, victim: Victim, done: Tensor, *state: *States) -> tuple[*States]:
         """Lets the samples go that ``done`` ``(b,)`` names, with an image inside epsilon; returns the others' state."""
-        image, margin = victim.best()
-        size = self.threat.size(image.double() - victim.clean.double())
-        outside = ~((margin < 0) & (size <= self.threat.radius))
+        image, _ = victim.best()  # the clean image of a sample that was never wrong
+        outside = self.threat.size(image.double() - victim.clean.double()) > self.threat.radius
         victim.settle(self.threat.project(image, victim.clean), done & outside)
         return victim.keep(~done, *state)

@@ -121,6 +121,7 @@ def test_a_model_without_gradients_leaves_the_clean_image(norm, dtype):
     clean = images().to(dtype)
 
     def flat(image):
+        assert image.isfinite().all()
         return torch.stack([image.flatten(1).sum(1) * 0 + 1, image.flatten(1).sum(1) * 0], 1)
 
     attempt = next(deepfool(norm, steps=3).attempts(flat, clean, LABEL * 0))

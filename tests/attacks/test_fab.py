@@ -142,12 +142,14 @@ def naive_projection(norm, image, normal, gap):
     return torch.from_numpy(change)
 
 
-def naive_walk(model, clean, label, norm, steps, others):
+def naive_walk(model, clean, label, norm, steps, others, alpha_max=0.1, eta=1.05, beta=0.9):
     """The wrong images of algorithm 1 for one sample, without a final search; ``others``: the classes in question."""
     current, wrong, order = clean, [], float("inf") if norm == "linf" else int(norm[1])
     for _ in range(steps):
         image = current.clone().requires_grad_()
         logits = model(image)[0]
+        if logits.argmax().item() != label:  # still wrong after the way back
+            wrong.append(current)
         planes = []
         for other in others:
             rise = logits[other] - logits[label]
@@ -160,25 +162,28 @@ def naive_walk(model, clean, label, norm, steps, others):
         gap_clean = gap + (normal * (current - clean)).sum().item()
         change_clean = naive_projection(norm, clean, normal, gap_clean).view_as(clean)
         length, length_clean = (torch.linalg.vector_norm(c, order).item() for c in (change, change_clean))
-        alpha = min(length / (length + length_clean), 0.1)
-        current = ((1 - alpha) * (current + 1.05 * change) + alpha * (clean + 1.05 * change_clean)).clamp(0, 1)
+        alpha = min(length / (length + length_clean), alpha_max)
+        current = ((1 - alpha) * (current + eta * change) + alpha * (clean + eta * change_clean)).clamp(0, 1)
         if model(current).argmax().item() != label:
             wrong.append(current)
-            current = clean + 0.9 * (current - clean)
+            current = clean + beta * (current - clean)
     return wrong
 
 
 @NORMS
 @TARGETS
-def test_the_first_steps_equal_a_naive_walk(norm, targets):
+@pytest.mark.parametrize("settings", [{}, {"alpha_max": 0.01, "eta": 1.6, "beta": 0.98}], ids=["paper", "far"])
+def test_the_first_steps_equal_a_naive_walk(norm, targets, settings):
     model, clean = Net(), images(4)
     label = truth(model, clean)
-    found = fab(norm, steps=4, targets=targets, final_search=0, engine=Engine(fold=False))(model, clean, label)
+    found = fab(norm, steps=4, targets=targets, final_search=0, engine=Engine(fold=False), **settings)(
+        model, clean, label
+    )
     for sample in range(4):
         one, true = clean[sample : sample + 1], label[sample].item()
         order = [k for k in model(one)[0].argsort(descending=True).tolist() if k != true]
         walks = [order] if targets is None else [[target] for target in order[:3]]
-        wrong = [image for others in walks for image in naive_walk(model, one, true, norm, 4, others)]
+        wrong = [image for others in walks for image in naive_walk(model, one, true, norm, 4, others, **settings)]
         smallest = min(wrong, key=lambda image: sizes(norm, image, one).item())
         assert torch.allclose(found[sample], smallest[0], rtol=0, atol=1e-5 if norm == "l2" else 1e-9)
 
