@@ -86,6 +86,17 @@ def test_rule_en_comes_near_the_smallest_elastic_net_of_a_linear_model():
     assert (sizes / least).median() < 1.15
 
 
+def test_on_a_linear_model_rule_l1_finds_the_one_value_that_matters_most():
+    model, clean = Linear(bias=3.5), images(low=0.4, high=0.6)
+    model.weight.data[0, 0, 0] = 9.0
+    least = model.score(clean) / 9
+    found = ead(beta=0.01, searches=4, steps=60)(model, clean, ZEROS, INDEX)
+    assert (model.score(found) < 0).all()
+    size = (found - clean).abs().sum((1, 2, 3))
+    assert (size >= least - 1e-12).all()
+    assert (size <= 1.005 * least).all()
+
+
 def test_rule_l1_finds_a_smaller_l1_size_than_rule_en_and_leaves_most_values_alone():
     model, clean = Net(), images()
     label = model(clean).argmax(1)
@@ -96,6 +107,19 @@ def test_rule_l1_finds_a_smaller_l1_size_than_rule_en_and_leaves_most_values_alo
     assert (nets["en"] <= nets["l1"]).all()
     assert (sizes["l1"] < sizes["en"]).any()
     assert (found["l1"] != 0).double().mean() < 0.7
+
+
+def test_rule_en_passes_over_successes_outside_epsilon():
+    model, clean = Net(), images()
+    label = model(clean).argmax(1)
+    net = (ead(rule="en", beta=0.01)(model, clean, label, INDEX) - clean).abs().sum((1, 2, 3))
+    least = (ead(rule="l1", beta=0.01)(model, clean, label, INDEX) - clean).abs().sum((1, 2, 3))
+    sample = int((net - least).argmax())
+    epsilon = 1.001 * least[sample].item()
+    assert least[sample] < epsilon < net[sample]
+    found = ead(epsilon, rule="en", beta=0.01)(model, clean, label, INDEX)[sample : sample + 1]
+    assert margin(model, found, label[sample]) < 0
+    assert (found - clean[sample]).abs().sum() <= epsilon + 1e-9
 
 
 @pytest.mark.parametrize(("momentum", "forwards"), [(True, 59), (False, 30)])

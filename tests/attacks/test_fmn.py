@@ -195,6 +195,22 @@ def test_a_dead_gradient_moves_nothing_and_is_told(kind, poison):
     assert torch.equal(attempt.image, images())
 
 
+@NORMS
+def test_logits_that_are_not_numbers_harm_no_image_and_no_other_sample(kind):
+    model, clean = Net(), images()
+    label = model(clean).argmax(1)
+    broken = (clean - clean[2]).abs().amax((1, 2, 3)) == 0
+
+    def poisoned(image):
+        assert image.isfinite().all()
+        near = (image - clean[2]).flatten(1).norm(dim=1) < 0.02
+        return torch.where(near[:, None], torch.nan, model(image))
+
+    found = fmn(kind)(poisoned, clean, label, INDEX)
+    assert found.isfinite().all()
+    assert torch.allclose(found[~broken], fmn(kind)(model, clean, label, INDEX)[~broken], rtol=0, atol=1e-9)
+
+
 def test_descriptions_are_json_and_tell_settings_apart():
     variants = [
         fmn(), fmn(epsilon=0.5), fmn(Linf), fmn(steps=9), fmn(step_size=2), fmn(last_step_size=0.1), fmn(change=0.1),
