@@ -66,11 +66,11 @@ def differentiable(model: nn.Module, surrogates: Mapping[str, Surrogate]) -> Ite
     """
     parts = dict(model.named_modules())
     with ExitStack() as stack:
-        for name in sorted(surrogates, key=lambda name: name.count("."), reverse=True):  # parts of parts first
+        for name, surrogate in surrogates.items():
             if not name or name not in parts:
                 raise UserError(f"surrogates: the model has no part {name!r}; it has {', '.join(filter(None, parts))}")
             parent, _, child = name.rpartition(".")
             owner, exact = parts[parent], parts[name]
-            setattr(owner, child, Bpda(exact, surrogates[name]).train(exact.training))
+            setattr(owner, child, Bpda(exact, surrogate).train(exact.training))
             stack.callback(setattr, owner, child, exact)
         yield

@@ -68,7 +68,7 @@ def margin(model, image, label):
 
 
 @pytest.mark.parametrize("moving", [True, False])
-@pytest.mark.parametrize("size", [1, 4])
+@pytest.mark.parametrize("size", [1, 40])
 def test_the_iterates_are_those_of_a_naive_loop_whatever_the_bank(moving, size):
     """Every sample is attacked by itself; the worst iterate is kept. No sample is fooled, so all stay."""
     model = Centres(lead=100.0)
@@ -76,12 +76,17 @@ def test_the_iterates_are_those_of_a_naive_loop_whatever_the_bank(moving, size):
     entries = torch.randn(4 * size, 5, generator=generator, dtype=torch.float64)
     bank = FeatureBank(entries, torch.arange(4).repeat(size))
     clean, label = images(), torch.zeros(6, dtype=torch.int64)
-    (attempt,) = attack(model, bank=bank, moving=moving).attempts(model, clean, label, INDEX)
+    by_feature = attack(model, bank=bank, moving=moving, threat=Linf(epsilon=0.5), step=Steepest(size=0.2))
+    (attempt,) = by_feature.attempts(model, clean, label, INDEX)
+    differ = 0
     for sample in range(6):
-        iterates = naive(model, clean[sample], 0, bank, 8, 0.025, 0.1, moving=moving)
+        iterates = naive(model, clean[sample], 0, bank, 8, 0.2, 0.5, moving=moving)
+        others = naive(model, clean[sample], 0, bank, 8, 0.2, 0.5, moving=not moving)
+        differ += not torch.equal(iterates[-1], others[-1])
         worst = min(iterates, key=lambda image: margin(model, image, 0))
         assert torch.allclose(attempt.image[sample], worst, rtol=0, atol=1e-9)
         assert attempt.margin[sample].item() == pytest.approx(margin(model, worst, 0), abs=1e-6)
+    assert size == 1 or differ > 0  # in the larger bank it matters whether the target moves
     assert attempt.forwards.tolist() == [9] * 6
     assert attempt.backwards.tolist() == [8] * 6
 
@@ -162,6 +167,17 @@ def test_it_works_within_a_patch_at_a_drawn_place():
     changed = (found != clean).any(1).flatten(1).sum(1)
     assert (changed <= 4).all()
     assert (changed > 0).all()
+
+
+def test_the_patch_stays_with_its_sample_when_others_leave():
+    model, clean = Centres(), images(30)
+    label, index = model(clean).logits.argmax(1), torch.arange(30) * 3
+    by_feature = attack(model, threat=Patch(epsilon="9/16"), step=Steepest(size=0.05), steps=20)
+    (attempt,) = by_feature.attempts(model, clean, label, index)
+    assert len(set(attempt.forwards.tolist())) > 3
+    for sample in range(0, 30, 2):
+        alone = by_feature(model, clean[[sample]], label[[sample]], index[[sample]])
+        assert torch.allclose(alone[0], attempt.image[sample], rtol=0, atol=1e-9)
 
 
 # --- The bank

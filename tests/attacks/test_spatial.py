@@ -163,7 +163,7 @@ def test_fooled_samples_leave_and_poses_are_counted_by_the_model_itself():
     assert fooled == [False, False, True, True]  # a shift by two pixels at most carries rows 6 and 7 below the middle
     assert attempt.forwards.tolist() == [counts[sample] for sample in range(4)]
     assert attempt.forwards.tolist()[:2] == [25, 25]
-    assert max(attempt.forwards.tolist()[2:]) < 25
+    assert max(attempt.forwards.tolist()[2:]) <= 4  # the four corners of the grid come first
     assert [first + 1 for first in attempt.first_success.tolist()[2:]] == attempt.forwards.tolist()[2:]
 
 
