@@ -157,7 +157,7 @@ class APGD(AutomaticAscent):
         return tuple(sorted(set(places)))
 
     def _begun(self, track: Track, clean: Tensor) -> Track:
-        return track._replace(length=torch.full_like(track.value, 2 * self.threat.radius), mark=track.value)
+        return track._replace(length=torch.full_like(track.value, 2 * self.threat.reach), mark=track.value)
 
     def _checked(self, track: Track, clean: Tensor, period: int) -> Track:
         halve = (track.rises < self.rho * period) | (track.best_value <= track.mark)
