@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robustfg.attacks import L2, Linf
+from robustfg.attacks import L1, L2, Linf
 from robustfg.attacks.threat import pixel_value, step_length
 from robustfg.errors import UserError
 
@@ -138,6 +138,19 @@ def test_points_inside_the_ball_and_the_box_are_not_moved(kind, seed, radius, sp
     )
     projected = ball(kind, radius).project(image, clean)
     assert torch.allclose(projected[inside], image[inside], rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize("epsilon", [1, 3, 5, 12])
+@pytest.mark.parametrize("size", [16, 224])
+def test_l1_projection_keeps_float32_images_in_the_ball(epsilon, size):
+    """Rounding every coordinate to float32 adds up to more than the slack of the check."""
+    generator = torch.Generator().manual_seed(0)
+    clean, image = torch.rand(2, 2, 3, size, size, generator=generator)
+    threat = L1(epsilon=epsilon)
+    projected = threat.project(image, clean)
+    threat.check(projected, clean)
+    reached = threat.size(projected.double() - clean.double())
+    assert (reached > epsilon * (1 - 1e-5)).all()
 
 
 def test_l2_projection_keeps_a_large_float32_image_in_the_ball():
