@@ -9,7 +9,7 @@ from torch import Tensor
 from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.random_search import RandomSearch
-from robustfg.attacks.squares import Bumps, Flips, Squares
+from robustfg.attacks.squares import Bumps, Flips, Peaks, Squares
 from robustfg.errors import UserError
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -41,9 +41,9 @@ class Square(RandomSearch):
         if isinstance(self.threat, Linf):
             return Flips(radius=radius)
         if isinstance(self.threat, L2):
-            return Bumps(radius=radius, order=2, decay=2)
+            return Bumps(radius=radius)
         if isinstance(self.threat, L1):
-            return Bumps(radius=radius, order=1, decay=4)
+            return Peaks(radius=radius)
         raise UserError(f"square knows linf, l2 and l1 threats, got {self.threat.norm}")
 
     def describe(self) -> Mapping[str, object]:

@@ -1,13 +1,15 @@
-"""What Square writes into its windows: flips to the ball's other side in l-inf, bumps that borrow norm in l2 and l1."""
+"""What Square writes into its windows: flips in l-inf, bumps that borrow norm in l2 and l1."""
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustfg.attacks.balls import l1_projection
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.windows import two_bumps, window
 
@@ -72,17 +74,15 @@ class Flips(Squares):
 
 @dataclass(frozen=True, kw_only=True)
 class Bumps(Squares):
-    """l2 (Andriushchenko et al. 2020, algorithm 3) and l1 (Croce & Hein 2021, "Mind the box").
+    """l2 (Andriushchenko et al. 2020, algorithm 3).
 
     A bump is added to one window; another window is emptied, and its norm and what the ball has left go to the first.
-
-    Args:
-        order: of the norm, 1 or 2.
-        decay: exponent of the bump's terms: 2 in l2, 4 in l1, where the released code makes them steeper.
     """
 
-    order: int
-    decay: int
+    order: ClassVar[int] = 2
+    """Of the norm."""
+    decay: ClassVar[int] = 2
+    """Exponent of the bumps' terms."""
 
     def side(self, area: float, height: int, width: int) -> int:
         fits = min(height, width)
@@ -98,8 +98,7 @@ class Bumps(Squares):
         change = tiles.reshape(batch, channels, down * side, across * side)
         top, left = (height - down * side) // 2, (width - across * side) // 2
         change = F.pad(change, (left, width - across * side - left, top, height - down * side - top))
-        change = change * (self._inside(clean) / self._norm(change, (1, 2, 3)))
-        return (clean + change.to(clean.dtype)).clamp(0, 1)
+        return self._image(self._grid(change, self._inside(clean)).to(clean.dtype), clean)
 
     def draws_needed(self, channels: int) -> int:
         return 5 + channels
@@ -118,8 +117,20 @@ class Bumps(Squares):
         available = (before - after + unused / channels).clamp_min(0) ** (1 / self.order)
         bump = self._bump(drawn[:, 4, None, None, None], side, clean).flatten(2) * self._sign(drawn[:, 5:, None])
         new = bump + old / self._norm(old, 2).clamp_min(1e-12)
-        new = new / self._norm(new, 2).clamp_min(1e-12) * available
-        return (clean + kept.scatter_(2, filled, new.to(clean.dtype)).view_as(clean)).clamp_(0, 1)
+        new = new / self._norm(new, 2).clamp_min(1e-12) * available * self._share(channels)
+        return self._image(kept.scatter_(2, filled, new.to(clean.dtype)).view_as(clean), clean)
+
+    def _share(self, channels: int) -> int:
+        """How much of the norm that is there the window gets."""
+        return 1
+
+    def _grid(self, bumps: Tensor, radius: float) -> Tensor:
+        """The start's perturbation, from bumps of norm 1."""
+        return bumps * (radius / self._norm(bumps, (1, 2, 3)))
+
+    def _image(self, change: Tensor, clean: Tensor) -> Tensor:
+        """The allowed image with this perturbation, which the algorithm keeps inside the ball."""
+        return (clean + change).clamp_(0, 1)
 
     def _bump(self, turned: Tensor, side: int, like: Tensor) -> Tensor:
         """Two bumps of opposite sign, of norm 1, side by side instead of one above the other where ``turned`` < 0.5."""
@@ -139,3 +150,24 @@ class Bumps(Squares):
     def _norm(self, change: Tensor, axes: int | tuple[int, ...]) -> Tensor:
         norm: Tensor = torch.linalg.vector_norm(change, self.order, axes, keepdim=True, dtype=torch.float64)
         return norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peaks(Bumps):
+    """l1, as in AutoAttack (Croce & Hein 2021, "Mind the box", and its released code).
+
+    Bumps are steeper, get too much of the norm, and all is projected to ball and box, which leaves only their peaks:
+    few pixels changed by much are what hurts most in l1.
+    """
+
+    order: ClassVar[int] = 1
+    decay: ClassVar[int] = 4
+
+    def _share(self, channels: int) -> int:
+        return channels
+
+    def _grid(self, bumps: Tensor, radius: float) -> Tensor:
+        return bumps
+
+    def _image(self, change: Tensor, clean: Tensor) -> Tensor:
+        return (clean + l1_projection(change, clean, self._inside(clean))).clamp_(0, 1)

@@ -76,6 +76,57 @@ def test_no_sample_is_asked_about_more_often_than_allowed_and_the_count_is_true(
 
 
 @NORMS
+@pytest.mark.parametrize("queries", [25, 47, 73, 101, 140, 188])
+def test_short_estimates_with_many_halvings_do_not_overspend_either(threat, dual, queries):
+    attack = HopSkipJump(threat=threat, queries=queries, first_queries=2, stop_inside=False)
+    attempt = next(attack.attempts(linear, images(), ZERO, INDEX))
+    assert (attempt.forwards <= queries).all()
+    assert (attempt.forwards > queries - 30).all()
+
+
+class Answers:
+    """A stand-in for a victim: wrong where the first pixel is bright."""
+
+    def __init__(self, clean, threshold):
+        self.clean, self.label, self.index, self.threshold, self.seen = clean, ZERO, INDEX, threshold, []
+
+    def __len__(self):
+        return len(self.clean)
+
+    def look(self, image, of):
+        self.seen.append((image, of))
+        margin = self.threshold[of] - image[:, 0, 0, 0]
+        return margin[:, None], margin
+
+    def clearance(self, output):
+        return torch.zeros(len(output), dtype=output.dtype)
+
+
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_normal_equals_the_formula_written_out_also_where_answers_are_unbalanced(step):
+    """Equations 14 and 16: the mean of (sign less mean sign) times direction; all alike: the mean direction."""
+    clean = images()
+    point = clean + 0.1
+    threshold = point[:, 0, 0, 0] + torch.tensor([0.004, -0.004, 9.0, -9.0])  # mostly right, mostly wrong, all, none
+    threshold = point[:, 0, 0, 0] + (threshold - point[:, 0, 0, 0]) * (1 if step == 1 else 0.5)
+    victim, attack = Answers(clean, threshold), HopSkipJump(threat=L2(epsilon=9), at_once=7)
+    normal = attack._normal(victim, Draws(0, "a", 0, 0), point, step, 40)
+    images_seen, rows = (torch.cat(part) for part in zip(*victim.seen, strict=True))
+    for sample in range(4):
+        shown = images_seen[rows == sample]
+        assert len(shown) == 40
+        move = shown - point[sample]
+        distance = 0.1 if step == 1 else (point - clean)[sample].norm().item() / 48
+        assert torch.allclose(move.flatten(1).norm(dim=1), torch.full((40,), distance).double(), rtol=1e-9)
+        sign = (shown[:, 0, 0, 0] > threshold[sample]).double() * 2 - 1
+        if sample < 2:
+            assert 0.05 < sign.mean().abs() < 1
+        weight = sign if sign.mean().abs() == 1 else sign - sign.mean()
+        expected = (weight[:, None, None, None] * move).sum(0)
+        assert torch.allclose(normal[sample], expected, rtol=0, atol=1e-12)
+
+
+@NORMS
 def test_samples_leave_as_soon_as_a_wrong_image_lies_within_epsilon(threat, dual):
     clean = images()
     with torch.no_grad():

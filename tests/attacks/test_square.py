@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from robustfg.attacks import L0, L1, L2, CrossEntropy, GradientAttack, Linf, Margin, Square
+from robustfg.attacks.balls import l1_projection
 from robustfg.attacks.randomness import keyed_signs
-from robustfg.attacks.squares import Bumps, Flips
+from robustfg.attacks.squares import Bumps, Flips, Peaks
 from robustfg.attacks.windows import bump, two_bumps, window
 from robustfg.errors import UserError
 
@@ -199,7 +200,7 @@ def test_a_bump_follows_the_papers_formula(height, width, decay):
 
 
 def naive_bumps(image, clean, drawn, side, radius, order):
-    """Algorithm 3 for one sample, channel by channel."""
+    """Algorithm 3 for one sample, channel by channel; in l1 with AutoAttack's factor and projection."""
     change = image - clean
     channels, height, width = change.shape
 
@@ -222,7 +223,9 @@ def naive_bumps(image, clean, drawn, side, radius, order):
         sign = 1 if drawn[5 + channel] < 0.5 else -1
         update = sign * eta + change[channel][first] / norm(change[channel][first])
         new[channel][second] = 0
-        new[channel][first] = update / norm(update) * available
+        new[channel][first] = update / norm(update) * available * {1: channels, 2: 1}[order]
+    if order == 1:
+        new = l1_projection(new[None], clean[None], radius)[0]
     return (clean + new).clamp(0, 1)
 
 
@@ -235,10 +238,18 @@ def test_bumps_equal_the_algorithm_written_out_for_every_sample(order, side):
     size = torch.linalg.vector_norm(change, order, (1, 2, 3), keepdim=True)
     image = clean + change / size * radius * 0.9
     drawn = torch.rand(40, 8, generator=generator)
-    found = Bumps(radius=radius, order=order, decay={1: 4, 2: 2}[order]).propose(image, clean, drawn, side)
+    found = {1: Peaks, 2: Bumps}[order](radius=radius).propose(image, clean, drawn, side)
     for sample in range(40):
         naive = naive_bumps(image[sample], clean[sample], drawn[sample], side, radius, order)
         assert torch.allclose(found[sample], naive, rtol=0, atol=1e-9)
+
+
+def test_l1_starts_at_the_peaks_of_the_bumps():
+    clean = images(low=0.5, high=0.5, height=20, width=20)
+    start = proposals(Square(threat=L1(epsilon=6), queries=1), clean)[0]
+    moved = (start != clean).flatten(1).double().mean(1)
+    assert (moved < 0.2).all()
+    assert torch.allclose(L1(epsilon=6).size(start - clean), torch.full((6,), 6.0).double(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("threat", [L2(epsilon=0.6), L1(epsilon=2)], ids=lambda t: t.norm)
