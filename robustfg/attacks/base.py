@@ -110,6 +110,10 @@ class Attack(ABC):
     def describe(self) -> Mapping[str, object]:
         """Settings for the record: norm, epsilon, objective, steps and whatever else makes this attack what it is."""
 
+    def settings(self) -> Mapping[str, object]:
+        """``describe`` with what all attacks of its kind share; it tells any two attacks apart that can differ."""
+        return self.describe()
+
     @property
     def rounds(self) -> int:
         """How many attempts ``attempts`` yields: the restarts, of every target or stage where there are several."""

@@ -43,11 +43,3 @@ def nearest_boundary(victim: Victim, output: Output | Tensor, image: Tensor, oth
         gap = torch.where(nearer, gaps[:, place], gap)
         normal = torch.where(nearer[:, None, None, None], gradient, normal)
     return Boundary(gap, normal)
-
-
-def wrong_classes(logits: Tensor, label: Tensor, count: int | None = None) -> Tensor:
-    """The ``count`` wrong classes with the highest logits, or all of them, ``(B, min(count, K - 1))``."""
-    wrong = logits.shape[1] - 1
-    lowest = torch.finfo(logits.dtype).min
-    finite = logits.detach().nan_to_num(nan=lowest, neginf=lowest).scatter(1, label[:, None], -torch.inf)
-    return finite.argsort(dim=1, descending=True, stable=True)[:, : wrong if count is None else min(count, wrong)]

@@ -57,7 +57,7 @@ class Cascade(Attack):
             "restarts": 1,
             "objective": "cascade",
             "seed": self.seed,
-            "stages": {stage: {**attack.describe(), "rounds": attack.rounds} for stage, attack in self.attacks.items()},
+            "stages": {stage: {**attack.settings(), "rounds": attack.rounds} for stage, attack in self.attacks.items()},
         }
 
     def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:

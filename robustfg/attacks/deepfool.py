@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from robustfg.attacks.balls import L2, Linf
-from robustfg.attacks.boundary import nearest_boundary, wrong_classes
+from robustfg.attacks.boundary import nearest_boundary
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.hyperplane import TINY, dual_norm
 from robustfg.attacks.minimum import MinimumNormAttack
+from robustfg.attacks.targets import TopClasses
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 from robustfg.types import logits_of
@@ -71,7 +72,7 @@ class DeepFool(MinimumNormAttack):
         """Steps from the clean image; ``draws`` and ``restart`` change nothing."""
         image = victim.clean.detach().requires_grad_()
         output, margin = victim.look(image, graph=True)
-        others = wrong_classes(logits_of(output), victim.label, self.classes - 1)
+        others = TopClasses(count=self.classes - 1).choose(logits_of(output), victim.label)
         for taken in range(1, self.steps + 1):
             won = margin < -victim.clearance(output)
             if bool(won.all()):

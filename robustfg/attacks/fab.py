@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustfg.attacks.boundary import Boundary, nearest_boundary, wrong_classes
+from robustfg.attacks.boundary import Boundary, nearest_boundary
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.hyperplane import TINY, change_to_plane, require_plane_norm
 from robustfg.attacks.minimum import MinimumNormAttack
+from robustfg.attacks.targets import TopClasses
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 from robustfg.types import logits_of
@@ -79,7 +80,9 @@ class FAB(MinimumNormAttack):
     def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
         """Walks once, or once per target; later restarts begin at random."""
         output, margin = victim.look(victim.clean)
-        classes = wrong_classes(logits_of(output), victim.label, self.targets)
+        logits = logits_of(output)
+        chosen = TopClasses(count=self.targets or logits.shape[1])
+        classes = chosen.choose(logits, victim.label)
         classes, margin = self.retire(victim, margin < -victim.clearance(output), classes, margin)
         walks = 1 if self.targets is None else classes.shape[1]
         for walk in range(walks):

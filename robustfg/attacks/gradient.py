@@ -41,7 +41,6 @@ class GradientAttack(Ascent):
             "random_start": self.random_start,
             "last_iterate": self.last_iterate,
             **{option: repr(value) for option, value in transfer.items() if value is not None},
-            **self.engine.describe(),
         }
 
     @property

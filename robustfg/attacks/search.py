@@ -38,6 +38,11 @@ class Search(Attack):
             restart: 0 for the first.
         """
 
+    def settings(self) -> Mapping[str, object]:
+        options = {name: value for name, value in vars(self.decision).items() if isinstance(value, str | float | int)}
+        decision = {} if self.decision == Margin() else {"decision": {"name": self.decision.name, **options}}
+        return {**self.describe(), **decision, **self.engine.describe()}
+
     def victim_options(self) -> Mapping[str, bool]:
         """How images are kept: ``minimum`` and ``stay`` of ``Victim``."""
         return {}

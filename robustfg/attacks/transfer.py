@@ -49,7 +49,7 @@ class Transfer(Attack):
         return replace(self, attack=self.attack.within(threat))
 
     def describe(self) -> Mapping[str, object]:
-        return {**self.attack.describe(), "surrogate": self.surrogate_name}
+        return {**self.attack.settings(), "surrogate": self.surrogate_name}
 
     def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
         standing = torch.ones_like(task.label, dtype=torch.bool) if before is None else ~(before.margin < 0)

@@ -100,7 +100,7 @@ class RobustnessEvaluation(pl.Callback):
         self.ids = data.describe()[self.split]["ids_sha256"]
         weights = weights_sha256(pl_module)
         described: dict[str, Mapping[str, object]] = {CLEAN: {}, FINITE_DIFFERENCE: {}, DETERMINISM: {}} | {
-            name: attack.describe() for name, attack in (self.attacks | dict(self.probe.attacks)).items()
+            name: attack.settings() for name, attack in (self.attacks | dict(self.probe.attacks)).items()
         }
         about = [weights, self.ids, self.context]
         prints = {name: fingerprint([*about, name, dict(text)]) for name, text in described.items()}
@@ -196,7 +196,7 @@ class RobustnessEvaluation(pl.Callback):
         checks = judge(table, self.attacks | dict(self.probe.attacks), facts) if self.checks else []
         library = f"robustfg {__version__}"
         also = [name for name in self.probe.attacks if name.startswith((ONE_STEP, REFERENCE, GRADIENT_FREE))]
-        described = {name: {"library": library, **attack.describe()} for name, attack in self.attacks.items()}
+        described = {name: {"library": library, **attack.settings()} for name, attack in self.attacks.items()}
         return {
             "schema": 1,
             **self.about,

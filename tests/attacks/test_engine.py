@@ -8,7 +8,17 @@ from test_gradient import INDEX, LABEL, Net, pgd
 from test_gradient import images as float64_images
 from torch import nn
 
-from robustfg.attacks import Engine
+from robustfg.attacks import (
+    APGD,
+    FAB,
+    Cascade,
+    DeepFool,
+    Engine,
+    GradientAttack,
+    Linf,
+    Square,
+    WrongAndNear,
+)
 from robustfg.errors import UserError
 
 FIXED = Engine(fixed_batch=8)
@@ -119,4 +129,11 @@ def test_a_model_that_returns_probabilities_is_told_and_attacked_all_the_same():
 
 
 def test_a_description_tells_engines_apart_where_they_change_results():
-    assert json.dumps(pgd(engine=Engine(samples=5)).describe()) != json.dumps(pgd().describe())
+    threat = Linf(epsilon=0.1)
+    for kind in (APGD, DeepFool, FAB, GradientAttack, Square):
+        plain, averaged = kind(threat=threat), kind(threat=threat, engine=Engine(samples=5))
+        other = kind(threat=threat, decision=WrongAndNear(tau=1.0))
+        assert other.settings()["decision"]["tau"] == 1.0
+        told = {json.dumps(attack.settings()) for attack in (plain, averaged, other)}
+        assert len(told) == 3, kind
+        assert "samples" in json.dumps(Cascade(attacks={"a": averaged}).settings())
