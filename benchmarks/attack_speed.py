@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from peers import peer_attacks
 from subjects import Subject, resnet18, small_cnn, subject
-from timing import median_seconds
+from timing import median_ratios
 
 from robustfg.attacks import APGD, FGSM, PGD, CrossEntropy, Engine, Linf
 from robustfg.attacks.base import Attack
@@ -64,8 +64,8 @@ def compare(subject: Subject, attack: str, device: str, rounds: int) -> bool:
         works[name] = lambda own=own: own(model, image, label)  # type: ignore[misc]
     peers = peer_attacks(attack, subject, STEPS[attack])
     works |= peers
-    seconds = median_seconds(works, device, rounds=rounds, repeats=1)
-    fastest = min((seconds[name] for name in peers), default=float("nan"))
+    ratios = median_ratios(works, "floor", device, rounds=rounds, repeats=1)
+    fastest = min((ratios[name] for name in peers), default=float("nan"))
     print(f"\n{subject.name}, {attack}, {len(label)} images of {image.shape[-1]} px, {device}")
     print("| | × floor | fastest library ÷ this | accuracy left |")
     print("|---|---|---|---|")
@@ -73,11 +73,11 @@ def compare(subject: Subject, attack: str, device: str, rounds: int) -> bool:
     for name, work in works.items():
         found = work()
         left = "" if name == "floor" else f"{float((model(found).argmax(1) == label).float().mean()):.3f}"
-        ratio, limit = seconds[name] / seconds["floor"], LIMITS.get((attack, name), (None, None))
+        ratio, limit = ratios[name], LIMITS.get((attack, name), (None, None))
         most = limit[subject.name == "resnet18"]
         note = "" if most is None else f" (limit {most})"
         kept &= most is None or ratio <= most
-        print(f"| {name} | {ratio:.2f}{note} | {fastest / seconds[name]:.2f} | {left} |", flush=True)
+        print(f"| {name} | {ratio:.2f}{note} | {fastest / ratio:.2f} | {left} |", flush=True)
     return kept
 
 

@@ -69,7 +69,10 @@ def _advlib(attack: str, s: Subject, steps: int) -> Iterator[tuple[str, Run]]:
     from adv_lib.attacks import apgd, pgd_linf
 
     if attack == "apgd":
-        yield "adv-lib", lambda: apgd(s.model, s.image, s.label, eps=s.epsilon, norm=np.inf, n_iter=steps)
+        yield (
+            "adv-lib",
+            lambda: apgd(s.model, s.image, s.label, eps=s.epsilon, norm=np.inf, n_iter=steps, loss_function="ce"),
+        )
     elif attack != "fgsm":
         options = {"ε": s.epsilon, "steps": steps + 1, "relative_step_size": STEP, "loss_function": "ce"}
         yield "adv-lib", lambda: pgd_linf(s.model, s.image, s.label, **options)  # one more: its last is not taken

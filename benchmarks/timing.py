@@ -10,8 +10,10 @@ from torch.profiler import ProfilerActivity, profile
 Work = Callable[[], object]
 
 
-def median_seconds(works: Mapping[str, Work], device: str, rounds: int = 15, repeats: int = 5) -> dict[str, float]:
-    """Median time of every function; the rounds take turns, so that a busy machine harms all alike."""
+def seconds_by_round(
+    works: Mapping[str, Work], device: str, rounds: int = 15, repeats: int = 5
+) -> dict[str, list[float]]:
+    """Time of every function in every round; the rounds take turns, so that a busy machine harms all alike."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()
@@ -23,7 +25,22 @@ def median_seconds(works: Mapping[str, Work], device: str, rounds: int = 15, rep
                 work()
             _synchronise(device)
             times[name].append((time.perf_counter() - began) / repeats)
+    return times
+
+
+def median_seconds(works: Mapping[str, Work], device: str, rounds: int = 15, repeats: int = 5) -> dict[str, float]:
+    """Median time of every function."""
+    times = seconds_by_round(works, device, rounds, repeats)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def median_ratios(works: Mapping[str, Work], base: str, device: str, rounds: int, repeats: int) -> dict[str, float]:
+    """Of every function, the median over the rounds of its time divided by that of ``base`` in the same round."""
+    times = seconds_by_round(works, device, rounds, repeats)
+    return {
+        name: statistics.median(own / floor for own, floor in zip(values, times[base], strict=True))
+        for name, values in times.items()
+    }
 
 
 def peak_bytes(work: Work, device: str) -> int:

@@ -95,6 +95,29 @@ def test_evaluation_gives_the_numbers_of_training_on_any_number_of_processes(tra
     assert {check["name"]: check["status"] for check in summary["checks"]}["same_clean"] == "pass"
 
 
+@shares_a_run
+def test_with_a_fixed_batch_one_and_two_processes_find_the_same_perturbations_to_the_last_bit(trained, outputs):
+    """Bits are compared through the l2 norm, a float64 sum over the whole perturbation, and what is stored of it."""
+    engine = "+attack.pgd_l2.engine={_target_:robustfg.attacks.Engine,fixed_batch:4}"
+    ways = {
+        "fixed-one": ["data.eval_batch_size=61"],
+        "fixed-two": ["data.eval_batch_size=7", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"],
+    }
+    found = []
+    for name, options in ways.items():
+        done = run("evaluate", f"checkpoint={trained.folder / 'checkpoints' / 'best.ckpt'}", f"run_name={name}",
+                   f"output={outputs}", "evaluation.checks=0", "attack=pgd_l2", engine, *options)  # fmt: skip
+        assert done.returncode == 0, done.errors
+        folder = outputs / "evaluations" / name
+        kept = pq.read_table(folder / "robustness" / "perturbations").sort_by("index")
+        found.append((records(folder), kept))
+    (one, kept_one), (two, kept_two) = found
+    for column in (*SAME, "norm"):
+        assert one[column].to_pylist() == two[column].to_pylist(), column
+    assert len(set(one["norm"].to_pylist())) > 10
+    assert kept_one["delta"].to_pylist() == kept_two["delta"].to_pylist()
+
+
 class Links(HTMLParser):
     def __init__(self):
         super().__init__()
