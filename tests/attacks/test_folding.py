@@ -125,6 +125,7 @@ def test_the_copy_is_made_once_and_again_when_the_weights_change():
         model[0].weight.mul_(1.5)
     second = folded(model, images())
     assert second is not first
+    assert not norms(second)  # made anew, not given up
     model[0].weight.data = model[0].weight.data * 2  # autograd's version counter does not see this
     third = folded(model, images())
     with torch.no_grad():
