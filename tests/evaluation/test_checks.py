@@ -1,11 +1,14 @@
 """Faults planted in a model or an attack, and the checks that must find them."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 from toy import evaluate, suite
 
-from robustfg.attacks import CrossEntropy, GradientAttack, Linf, Margin, Steepest
+from robustfg.attacks import APGD, L1, L1APGD, L2, CrossEntropy, GradientAttack, Linf, Margin, Steepest
+from robustfg.evaluation.checks.probes import largest_balls, reference_attacks
 from robustfg.types import Output, decision_margin, logits_of
 
 
@@ -95,6 +98,14 @@ def test_an_attack_in_the_wrong_direction_is_found(classifier, tmp_path):
     )
     found = statuses(evaluate(classifier, tmp_path, attacks=attacks))
     assert found["one_step"] == "fail"
+
+
+@pytest.mark.parametrize("ball", [Linf(epsilon="8/255"), L2(epsilon=0.5), L1(epsilon=6)], ids=["linf", "l2", "l1"])
+def test_the_reference_is_apgd_on_two_objectives_in_the_suites_own_ball(ball):
+    references = reference_attacks(largest_balls([ball, replace(ball, epsilon=ball.radius / 2)]))
+    assert {type(attack) for attack in references} == {L1APGD if ball.norm == "l1" else APGD}
+    assert {attack.describe()["objective"] for attack in references} == {"margin", "cross_entropy"}
+    assert {attack.threat.radius for attack in references} == {ball.radius}
 
 
 def test_a_suite_without_a_one_step_attack_is_compared_with_the_probes_own(classifier, tmp_path):

@@ -166,7 +166,7 @@ def _one_step(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
 
 
 def _reference(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
-    """Probe samples that withstand the suite and fall to the longer reference attacks."""
+    """Probe samples that withstand the suite and fall to the reference attacks."""
     names = [name for name in attacks if name.startswith(REFERENCE)]
     probe = _chosen(table, names)
     if probe.num_rows == 0:
@@ -174,7 +174,7 @@ def _reference(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
     samples = np.unique(column(probe, "index"))
     rows = table.filter(np.isin(column(table, "index"), samples))
     count = _withstood_only(rows, [CLEAN, *_suite(attacks)], names)
-    detail = "longer attacks of ours break nothing that withstood the suite"
+    detail = "APGD on two objectives breaks nothing that withstood the suite"
     return _status("reference", count, len(samples), detail, lambda c: exceeds(c, len(samples), TOLERATED))
 
 

@@ -2,12 +2,25 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from robustfg.attacks import L1, L2, Attack, CrossEntropy, GradientAttack, Linf, Square, Steepest, Threat
+from robustfg.attacks import (
+    APGD,
+    L1,
+    L1APGD,
+    L2,
+    Attack,
+    CrossEntropy,
+    GradientAttack,
+    Linf,
+    Margin,
+    Objective,
+    Square,
+    Steepest,
+    Threat,
+)
 from robustfg.attacks.freeze import attackable
 from robustfg.evaluation.measure import Classify
 from robustfg.types import Batch, decision_margin
@@ -68,19 +81,15 @@ def largest_balls(threats: Iterable[Threat]) -> list[Threat]:
 
 
 def reference_attacks(balls: Iterable[Threat]) -> list[Attack]:
-    """Longer attacks of our own choice, whatever the user configured."""
-    long: dict[str, Any] = {"step": Steepest(size="eps/10"), "steps": 100}
-    short: dict[str, Any] = {
-        "step": Steepest(size="eps/4"),
-        "steps": 40,
-        "objective": CrossEntropy(),
-        "random_start": True,
-    }
-    return [
-        GradientAttack(name=f"{REFERENCE}{threat.norm}_{which}", threat=threat, **settings)
-        for threat in balls
-        for which, settings in (("margin", long), ("cross_entropy", short))
-    ]
+    """APGD with its own step rule on two objectives, whatever the user configured."""
+    return [_apgd(threat, objective) for threat in balls for objective in (Margin(), CrossEntropy())]
+
+
+def _apgd(threat: Threat, objective: Objective) -> Attack:
+    name = f"{REFERENCE}{threat.norm}_{objective.name}"
+    if isinstance(threat, L1):
+        return L1APGD(name=name, threat=threat, objective=objective)
+    return APGD(name=name, threat=threat, objective=objective)
 
 
 def one_step_attacks(balls: Iterable[Threat]) -> list[Attack]:
