@@ -74,7 +74,7 @@ class RobustnessEvaluation(pl.Callback):
         split: str = "test",
         perturbations: bool = True,
         gallery: int = 8,
-        checks: int = 64,
+        checks: int = 128,
     ) -> None:
         if not attacks:
             raise UserError("attack is empty; choose a suite such as attack=quick")
