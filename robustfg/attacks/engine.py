@@ -22,8 +22,8 @@ class Engine:
     """Speed and exactness of a search. What it finds is judged again by whoever reports it, on the model itself.
 
     Args:
-        fold: search on a private copy with batch norms folded and weights in channels-last layout; it is used only
-            if its answers agree.
+        fold: search on a private copy with batch norms folded, weights in channels-last layout and a cheaper gradient
+            of the first convolution; it is used only if its answers agree.
         autocast: half precision for the search, ``"bfloat16"`` or ``"float16"``. Worth it on GPUs only: on a CPU
             without such units it is twenty times slower.
         compile: ``torch.compile`` the search's model; pays on long attacks. Asks for ``fixed_batch``.

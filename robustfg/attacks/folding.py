@@ -1,7 +1,8 @@
-"""A private copy of a network that answers alike and is faster: batch norms folded into the convolutions before them.
+"""A private copy of a network that answers alike and is faster.
 
-Structure is copied, tensors are shared, so the original is never touched and little memory is used. Which batch norm
-follows which convolution is seen by running the network once; the copy is believed only if its answers agree.
+Batch norms are folded into the convolutions before them; on the CPU the first convolution is a ``Stem``. Structure is
+copied, tensors are shared, so the original is never touched and little memory is used. Which batch norm follows which
+convolution is seen by running the network once; the copy is believed only if its answers agree.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from robustfg.attacks.stem import Stem
 from robustfg.types import logits_of
 
 AGREEMENT = 2e-5
@@ -33,7 +35,8 @@ def folded(model: nn.Module, image: Tensor) -> nn.Module:
         model: in eval mode.
         image: images to compare answers on, ``(B, C, H, W)``.
     """
-    if not len(image) or not any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+    on_cpu = image.device.type == "cpu"
+    if not len(image) or not any(isinstance(m, nn.BatchNorm2d) or (on_cpu and Stem.suits(m)) for m in model.modules()):
         return model
     few, state = image[:SAMPLES], _fingerprint(model)
     known, copy = _copies.get(model, (None, None))
@@ -58,13 +61,13 @@ def _agree(model: nn.Module, copy: nn.Module, image: Tensor) -> bool:
 
 
 def _fold(model: nn.Module, image: Tensor) -> nn.Module | None:
-    pairs = _convolutions_before_norms(model, image)
-    if not pairs:
-        return None
     swaps: dict[nn.Module, nn.Module] = {}
-    for norm, convolution in pairs.items():
+    for norm, convolution in _convolutions_before_norms(model, image).items():
         swaps[convolution], swaps[norm] = _fused(convolution, norm), _rest(norm)
-    return _rebuilt(model, swaps, {})
+    if image.device.type == "cpu":
+        stems = [module for module in model.modules() if Stem.suits(module)]
+        swaps |= {stem: Stem(cast(nn.Conv2d, swaps.get(stem, stem))) for stem in stems}
+    return _rebuilt(model, swaps, {}) if swaps else None
 
 
 def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.BatchNorm2d, nn.Conv2d]:
