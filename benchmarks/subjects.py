@@ -37,7 +37,8 @@ def resnet18(classes: int = 10) -> nn.Module:
 def subject(name: str, model: nn.Module, device: str, *, batch: int = 64, size: int = 64) -> Subject:
     """Random weights with settled batch norms; labels are the network's own predictions, centred over the classes.
 
-    The radius is searched so that about 60 % of the images withstand the PGD-10 that is timed, which is what attacks meet in practice.
+    The radius is searched so that about 60 % of the images withstand the PGD-10 that is timed, which is what attacks
+    meet in practice.
     """
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(batch, 3, size, size, generator=generator)
