@@ -34,7 +34,7 @@ class Output:
     heads: Mapping[str, Tensor] = field(default_factory=dict)
     """Other logits by name, each ``(B, K)``."""
     maps: Mapping[str, Tensor] = field(default_factory=dict)
-    """Spatial evidence by name, each ``(B, 1, h, w)``."""
+    """Spatial evidence by name, each ``(B, M, h, w)``; an attention map is ``(B, 1, h, w)`` and non-negative."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Output":
         """The same with every tensor changed."""

@@ -1,10 +1,42 @@
 """The interface of every loss module: a head and the criterion that trains it."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
+from robustfg.errors import UserError
 from robustfg.types import Output
+
+
+class Survey(ABC):
+    """One look at the whole training set, un-augmented and in eval mode, between two phases of training.
+
+    Every process sees its share and tells the others; all come to the same end. A push of prototypes is one.
+    """
+
+    @abstractmethod
+    def see(self, feature_map: Tensor, label: Tensor, index: Tensor) -> None:
+        """Takes note of a batch.
+
+        Args:
+            feature_map: ``(B, C, h, w)``, without gradients.
+            label: ``(B,)``.
+            index: ``(B,)`` the samples' ids.
+        """
+
+    @abstractmethod
+    def findings(self) -> Any:
+        """What this process found, on the CPU; must be picklable."""
+
+    @abstractmethod
+    def conclude(self, findings: Sequence[Any]) -> Mapping[str, float]:
+        """Changes the loss module as the findings of all processes say; must not depend on their number or order.
+
+        Returns:
+            What is worth logging, by name.
+        """
 
 
 class LossModule(nn.Module, ABC):
@@ -14,9 +46,15 @@ class LossModule(nn.Module, ABC):
 
     Attributes:
         epoch: training progress in epochs (2.5 is the middle of the third), set during training; ramps read it.
+        coefficients: weight of every term that phases may change, by the term's name.
     """
 
     epoch: float = float("inf")
+    coefficients: dict[str, float]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coefficients = {}
 
     @abstractmethod
     def forward(self, feature_map: Tensor) -> Output:
@@ -30,6 +68,14 @@ class LossModule(nn.Module, ABC):
             output: what ``forward`` gave.
             label: ``(B,)`` true classes.
         """
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by the name under which phases give learning rates and weight decays; together all of them."""
+        return {"head": list(self.parameters())}
+
+    def survey(self, name: str) -> Survey:
+        """The survey of this name, such as ``"push"``, begun. Raises ``UserError`` for one it does not know."""
+        raise UserError(f"phases: loss {type(self).__name__} has no survey named {name!r}")
 
     def anomaly(self, output: Output) -> Tensor:
         """How abnormal the input looks, ``(B,)``, higher is more abnormal. Default: minus the largest probability."""
