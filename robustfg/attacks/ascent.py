@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.objectives import Margin, Objective
+from robustfg.attacks.objectives import Compared, ComparingObjective, Margin, Objective
 from robustfg.attacks.search import Search
 from robustfg.attacks.targeted import Aimed, TargetedObjective
 from robustfg.attacks.targets import TargetChoice
@@ -17,18 +17,19 @@ from robustfg.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Ascent(Search):
-    """Maximises an objective, one that any mistake raises or one that needs a target class.
+    """Maximises an objective: one that any mistake raises, one that needs a target class, or one that compares.
 
     With targets, each round drives every sample to one class: all targets in turn, ``restarts`` times.
 
     Args:
         steps: gradient steps per round.
-        objective: what is maximised; a ``TargetedObjective`` if there are ``targets``.
+        objective: what is maximised; a ``TargetedObjective`` if there are ``targets``. One that compares with the
+            clean answer costs a forward pass more, unless clean logits are given.
         targets: chooses the classes to drive a sample to.
     """
 
     steps: int = 20
-    objective: Objective | TargetedObjective = field(default_factory=Margin)
+    objective: Objective | ComparingObjective | TargetedObjective = field(default_factory=Margin)
     targets: TargetChoice | None = None
 
     def __post_init__(self) -> None:
@@ -69,9 +70,17 @@ class Ascent(Search):
         victim.keep(torch.zeros_like(victim.label, dtype=torch.bool))
         return victim.label
 
-    def towards(self, target: Tensor) -> Objective:
-        """The objective, aimed at ``target`` ``(b,)`` if it needs one."""
-        return Aimed(self.objective, target) if isinstance(self.objective, TargetedObjective) else self.objective
+    def again(self, restart: int) -> bool:
+        """Whether the round belongs to another restart than the first."""
+        return restart >= self.rounds // self.restarts
+
+    def towards(self, victim: Victim, target: Tensor) -> Objective:
+        """The objective, with ``target`` ``(b,)`` or the clean logits if it needs them."""
+        if isinstance(self.objective, TargetedObjective):
+            return Aimed(self.objective, target)
+        if isinstance(self.objective, ComparingObjective):
+            return Compared(self.objective, victim.logits)
+        return self.objective
 
     def random_image(self, victim: Victim, draws: Draws) -> Tensor:
         """A point drawn uniformly from the threat model around every clean image, then projected to it."""

@@ -70,8 +70,9 @@ class Search(Attack):
             return replace(Attempt(*victim.results()), logits=logits)
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
-        with self.engine.running(model, image, 1) as run, torch.no_grad():
-            return -self.decision(run(image), label.clone())
+        own = keyed_generators(image.device, self.seed, self.name, "margins")
+        with self.engine.running(model, image, 1) as run, own, torch.no_grad():
+            return -self.decision(run.own(image), label.clone())
 
 
 def _after(before: Attempt, rows: Tensor, found: Attempt) -> Attempt:

@@ -1,6 +1,7 @@
 """Transfer: images crafted on a surrogate are handed to the attacked model."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.freeze import Model, attackable
 from robustfg.attacks.objectives import Margin, Objective
+from robustfg.attacks.randomness import keyed_generators
 from robustfg.attacks.threat import Threat
+from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,21 +56,41 @@ class Transfer(Attack):
 
     def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
         standing = torch.ones_like(task.label, dtype=torch.bool) if before is None else ~(before.margin < 0)
-        if isinstance(self.surrogate, nn.Module):
-            self.surrogate.to(task.image.device)
         part = replace(task.part(standing.nonzero().flatten()), logits=None)  # those are the attacked model's
-        crafted = self.attack.attempt(self.surrogate, part, restart, None) if len(part.label) else None
+        crafted = None
+        if len(part.label):
+            with lent(self.surrogate, task.image.device):
+                crafted = self.attack.attempt(self.surrogate, part, restart, None)
         image = task.image.clone() if before is None else before.image.clone()
-        margin = image.new_zeros(len(image)) if before is None else before.margin.clone()
+        wide = torch.promote_types(image.dtype, torch.float32)
+        margin = image.new_zeros(len(image), dtype=wide) if before is None else before.margin.clone()
         first = torch.full_like(task.label, -1) if before is None else before.first_success.clone()
         if crafted is not None:
             image[standing] = crafted.image
-            margin[standing] = self.margins(model, crafted.image, part.label)
+            margin[standing] = self.margins(model, crafted.image, part.label).to(margin.dtype)
             first[standing & (margin < 0)] = 0
         self.threat.check(image, task.image)
         spent = standing.long()
         return Attempt(image, margin, first, spent, torch.zeros_like(spent), torch.zeros_like(standing))
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
-        with attackable(model), torch.no_grad():
+        own = keyed_generators(image.device, self.seed, self.name, "margins")
+        with attackable(model), own, torch.no_grad():
             return -self.decision(model(image.detach().clone()), label.detach().clone())
+
+
+@contextmanager
+def lent(surrogate: Model, device: torch.device) -> Iterator[None]:
+    """A module on another device, and back on its own after, also after an error."""
+    tensors = [*surrogate.parameters(), *surrogate.buffers()] if isinstance(surrogate, nn.Module) else []
+    homes = {tensor.device for tensor in tensors} - {device}
+    if not isinstance(surrogate, nn.Module) or not homes:
+        yield
+        return
+    if len({tensor.device for tensor in tensors}) > 1:
+        raise UserError(f"surrogate must lie on one device, got {', '.join(sorted(map(str, homes | {device})))}")
+    surrogate.to(device)
+    try:
+        yield
+    finally:
+        surrogate.to(homes.pop())

@@ -386,7 +386,7 @@ def test_passes_are_counted_per_sample(steps):
 
 def test_passes_of_parts_of_a_batch_are_spread_evenly_and_none_is_lost():
     net, clean = smooth(), images(4).double()
-    witness = Witness(Run(Engine(fold=False), net, 0.0), clean)
+    witness = Witness(Run(Engine(fold=False), net), clean)
     for rows in (4, 3, 4, 2, 1):
         witness(clean[:rows])
     pixels = clean[:3].clone().requires_grad_()
@@ -400,7 +400,7 @@ def test_passes_of_parts_of_a_batch_are_spread_evenly_and_none_is_lost():
 
 def test_the_witness_gives_the_models_own_answers_and_gradients():
     net, clean = smooth(), images().double()
-    witness = Witness(Run(Engine(fold=False), net, 0.0), clean)
+    witness = Witness(Run(Engine(fold=False), net), clean)
     weight = torch.randn(COUNT, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gradients = []
     for model in (net, witness):
@@ -606,7 +606,7 @@ def test_the_options_on_disk_name_attacks_and_settings_that_exist(option):
 def test_passes_of_others_are_charged_to_the_samples_still_there():
     net, image = smooth(), images(3).double()
     task = Task.of(image, predicted(net, image), None, draw=0, logits=None)
-    victim = Victim(Run(Engine(fold=False), net, 0.0), task, threat=linf(), decision=Margin())
+    victim = Victim(Run(Engine(fold=False), net), task, threat=linf(), decision=Margin())
     victim.look(image)
     victim.keep(torch.tensor([True, False, True]))
     victim.charge(torch.tensor([5, 7]), torch.tensor([1, 0]))

@@ -233,3 +233,26 @@ def test_targets_are_part_of_the_description_and_count_in_the_passes(kind):
     assert described["objective"] == "targeted_margin"
     assert described["restarts"] == 3
     assert attack.passes == 6 * 7
+
+
+@pytest.mark.parametrize("kind", [GradientAttack, APGD])
+def test_without_random_start_every_target_of_the_first_restart_begins_at_the_clean_image(kind):
+    model, clean, starts = Net(), images(), []
+    label = model(clean).argmax(1)
+    attack = kind(
+        threat=Linf(epsilon=1e-4), steps=2, targets=TopClasses(count=2), objective=TargetedMargin(), restarts=2,
+        random_start=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        logits = model(clean)
+    seen = []
+
+    def watched(image):
+        seen.append(image.detach().clone())
+        return model(image)
+
+    for restart, _ in enumerate(attack.attempts(watched, clean, label, INDEX, logits=logits)):
+        starts.append(torch.equal(seen[0], clean))
+        seen.clear()
+        assert restart < 4
+    assert starts == [True, True, False, False]
