@@ -68,7 +68,7 @@ class AutomaticAscent(Ascent):
     Args:
         steps: gradient steps per round; 100 in the papers.
         random_start: start at a point drawn uniformly from the ball, otherwise at the clean image. With several
-            rounds and no random start the first begins at the clean image and the others at random.
+            restarts and no random start the first begins at the clean image and the others at random.
     """
 
     steps: int = 100
@@ -81,7 +81,7 @@ class AutomaticAscent(Ascent):
         target = self.aim(victim, restart)
         if not len(victim):
             return
-        current = self.random_image(victim, draws) if self.random_start or restart else victim.clean
+        current = self.random_image(victim, draws) if self.random_start or restart >= self.aims else victim.clean
         slope = victim.slope(current, self.towards(target))
         track = Track(
             current, current, slope.gradient, slope.value, torch.zeros_like(target), current, slope.gradient,

@@ -55,7 +55,7 @@ class GradientAttack(Ascent):
         target, memory = self.aim(victim, restart), None
         if not len(victim):
             return
-        current = self.random_image(victim, draws) if self.random_start or restart else victim.clean
+        current = self.random_image(victim, draws) if self.random_start or restart >= self.aims else victim.clean
         threat = self.threat.placed(victim.clean, victim.index, *draws.key)
         project = threat.projector(victim.clean)
         for taken in range(self.steps):

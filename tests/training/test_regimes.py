@@ -9,7 +9,7 @@ from robustfg.attacks import CrossEntropy, GradientAttack, Linf, Margin, Steepes
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.training import Adversarial, Standard
-from robustfg.training.attacked import weakened
+from robustfg.training.crafted import weakened
 from robustfg.training.regime import Moment
 from robustfg.types import Batch, Output
 
