@@ -76,7 +76,11 @@ OVERFITTING = [(0.4, 0.4), (0.5, 0.45), (0.9, 0.0)]
 def train(monkeypatch, caplog, callbacks=(), **options):
     watched = guard(checks_per_epoch=2, **options)
     regime = Fast(attack={"fast": pgd(1, "fast", "1.25*eps")}, guard=watched)
-    planted, model, loop = Planted(monkeypatch, watched, OVERFITTING), classifier(regime), trainer(max_epochs=4, callbacks=list(callbacks))
+    planted, model, loop = (
+        Planted(monkeypatch, watched, OVERFITTING),
+        classifier(regime),
+        trainer(max_epochs=4, callbacks=list(callbacks)),
+    )
     planted.model = model
     used = []
     attack_at = regime.attack_at
