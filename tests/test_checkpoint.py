@@ -67,7 +67,7 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
         (nn.Sequential(nn.Linear(2, 3)), r"0\.bias, 0\.weight missing; bias, weight unknown"),
         (
             nn.Sequential(*[nn.Linear(2, 3)] * 3),
-            r"0\.bias, 0\.weight, 1\.bias and 3 more missing; bias, weight",
+            r"0\.bias, 0\.weight, 1\.bias and 3 more missing; .* unknown",
         ),
     ],
 )
