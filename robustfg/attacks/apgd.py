@@ -68,7 +68,7 @@ class AutomaticAscent(Ascent):
     Args:
         steps: gradient steps per round; 100 in the papers.
         random_start: start at a point drawn uniformly from the ball, otherwise at the clean image. With several
-            rounds and no random start the first begins at the clean image and the others at random.
+            restarts and no random start the first begins at the clean image and the others at random.
     """
 
     steps: int = 100

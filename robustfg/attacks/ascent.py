@@ -43,7 +43,12 @@ class Ascent(Search):
 
     @property
     def rounds(self) -> int:
-        return self.restarts * (1 if self.targets is None else self.targets.count)
+        return self.restarts * self.aims
+
+    @property
+    def aims(self) -> int:
+        """Rounds of one restart: one for every target, or one."""
+        return 1 if self.targets is None else self.targets.count
 
     def describe(self) -> Mapping[str, object]:
         return {

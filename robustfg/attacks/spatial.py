@@ -1,9 +1,9 @@
 """Rotations and shifts of the whole image (Engstrom et al. 2019, "Exploring the Landscape of Spatial Robustness")."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,11 @@ class Rigid(Threat):
     @property
     def radius(self) -> float:
         return 0.0
+
+    def scaled(self, strength: float) -> Self:
+        """``strength`` times the angle and the shift."""
+        shift = strength * pixel_value(self.shift, "shift")
+        return replace(self, degrees=strength * self.degrees, shift=shift)
 
     def limits(self, image: Tensor) -> Tensor:
         """Largest angle in degrees and largest shifts down and right in pixels, ``(3,)``."""

@@ -3,10 +3,10 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -69,6 +69,10 @@ class Threat(ABC):
     def reach(self) -> float:
         """What a step size given as a share of epsilon is a share of: how far a pixel may go at the most."""
         return self.radius
+
+    def scaled(self, strength: float) -> Self:
+        """The same threat model with ``strength`` times its radius, for attacks that set in slowly; from 0 to 1."""
+        return replace(self, epsilon=strength * self.radius)
 
     def placed(self, clean: Tensor, index: Tensor, *key: int | str) -> "Threat":
         """The threat model on these samples, where it leaves something open, such as a patch its place."""

@@ -137,6 +137,23 @@ class Watched:
 
 
 @KINDS
+def test_without_a_random_start_every_target_begins_at_the_clean_image_and_the_next_restart_at_random(kind):
+    first_seen = {}
+
+    def model(image):
+        first_seen.setdefault(len(rounds), image.detach().clone())
+        return Net()(image)
+
+    rounds, clean, label = [], images(), torch.tensor([0, 1, 2, 3, 4, 0])
+    attack = make(kind, random_start=False, restarts=2, decision=never)
+    logits = Net()(clean).detach()  # known, or the first round would ask for them
+    for attempt in attack.attempts(model, clean, label, INDEX, logits=logits):
+        rounds.append(attempt)
+    starts = [torch.equal(first_seen[number], clean) for number in range(6)]
+    assert starts == [True, True, True, False, False, False]
+
+
+@KINDS
 @pytest.mark.parametrize("restarts", [1, 2])
 def test_round_r_drives_every_sample_to_its_target_r_and_begins_anew_after_the_last(kind, restarts):
     model, clean, seen = Net(), images(), []
