@@ -77,7 +77,7 @@ class Ascent(Search):
 
     def again(self, restart: int) -> bool:
         """Whether the round belongs to another restart than the first."""
-        return restart >= self.rounds // self.restarts
+        return restart >= self.aims
 
     def towards(self, victim: Victim, target: Tensor) -> Objective:
         """The objective, with ``target`` ``(b,)`` or the clean logits if it needs them."""
