@@ -2,13 +2,15 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from robustfg.attacks.freeze import Model
+from robustfg.attacks.objectives import Margin, Objective
+from robustfg.attacks.settings import object_settings
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
 
@@ -84,12 +86,14 @@ class Attack(ABC):
         restarts: independent tries; each attacks the samples that the earlier ones left, and the worst one counts.
         seed: chooses the random numbers, together with ``name``, draw, restart and sample id.
         name: separates the random numbers of different attacks.
+        decision: positive where the attacker has won: by default where the prediction is wrong.
     """
 
     threat: Threat
     restarts: int = 1
     seed: int = 0
     name: str = "attack"
+    decision: Objective = field(default_factory=Margin)
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
@@ -110,9 +114,15 @@ class Attack(ABC):
     def describe(self) -> Mapping[str, object]:
         """Settings for the record: norm, epsilon, objective, steps and whatever else makes this attack what it is."""
 
+    def shown(self) -> Mapping[str, object]:
+        """``describe`` with what was changed of the settings that all attacks share; ``summary.json`` holds it."""
+        if self.decision == Margin():
+            return self.describe()
+        return {**self.describe(), "decision": {"name": self.decision.name, **object_settings(self.decision)}}
+
     def settings(self) -> Mapping[str, object]:
-        """``describe`` with what all attacks of its kind share; it tells any two attacks apart that can differ."""
-        return self.describe()
+        """All that the attack is, down to the bottom: it tells any two attacks apart that can differ."""
+        return object_settings(self)
 
     @property
     def rounds(self) -> int:

@@ -11,7 +11,6 @@ from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
-from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.randomness import keyed_generators
 from robustfg.attacks.victim import Victim
 
@@ -21,11 +20,9 @@ class Search(Attack):
     """Asks a ``Victim``, which keeps the best image asked about.
 
     Args:
-        decision: positive where the attacker has won: by default where the prediction is wrong.
         engine: how the model is run during the search.
     """
 
-    decision: Objective = field(default_factory=Margin)
     engine: Engine = field(default_factory=Engine)
 
     @abstractmethod
@@ -38,10 +35,8 @@ class Search(Attack):
             restart: 0 for the first.
         """
 
-    def settings(self) -> Mapping[str, object]:
-        options = {name: value for name, value in vars(self.decision).items() if isinstance(value, str | float | int)}
-        decision = {} if self.decision == Margin() else {"decision": {"name": self.decision.name, **options}}
-        return {**self.describe(), **decision, **self.engine.describe()}
+    def shown(self) -> Mapping[str, object]:
+        return {**super().shown(), **self.engine.describe()}
 
     def victim_options(self) -> Mapping[str, bool]:
         """How images are kept: ``minimum`` and ``stay`` of ``Victim``."""

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.freeze import Model, attackable
-from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.threat import Threat
+from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +23,18 @@ class Transfer(Attack):
         attack: what is run on the surrogate. It should aim beyond the surrogate's first mistake: ``last_iterate=True``.
         surrogate: the other model.
         surrogate_name: tells surrogates apart in the record, such as a path and a hash of the weights.
-        decision: positive where the attacker has won.
     """
 
     attack: Attack
     surrogate: Model
     surrogate_name: str
     threat: Threat = field(init=False)
-    decision: Objective = field(default_factory=Margin)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for option, own in {"restarts": self.restarts != 1, "seed": self.seed != 0}.items():
+            if own:
+                raise UserError(f"{self.name}: {option} is that of its attack; set attack.{option}")
         object.__setattr__(self, "attack", replace(self.attack, name=self.name))
         object.__setattr__(self, "threat", self.attack.threat)
 
@@ -49,7 +50,7 @@ class Transfer(Attack):
         return replace(self, attack=self.attack.within(threat))
 
     def describe(self) -> Mapping[str, object]:
-        return {**self.attack.settings(), "surrogate": self.surrogate_name}
+        return {**self.attack.shown(), "surrogate": self.surrogate_name}
 
     def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
         standing = torch.ones_like(task.label, dtype=torch.bool) if before is None else ~(before.margin < 0)

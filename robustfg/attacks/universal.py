@@ -8,7 +8,6 @@ Learn it on training or validation images, never on those it is judged by::
 and evaluate with ``attack=universal attack.universal.path=universal.pt``.
 """
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import CrossEntropy, Objective
 from robustfg.attacks.search import Search
+from robustfg.attacks.settings import tensor_sha256
 from robustfg.attacks.slope import derivative
 from robustfg.attacks.threat import Threat, step_length
 from robustfg.attacks.victim import Victim
@@ -105,7 +105,6 @@ class UniversalPerturbation(Search):
         return 1
 
     def describe(self) -> Mapping[str, object]:
-        content = self._change().detach().cpu().float().contiguous().numpy().tobytes()
         return {
             "norm": self.threat.norm,
             "epsilon": str(self.threat.epsilon),
@@ -113,7 +112,7 @@ class UniversalPerturbation(Search):
             "restarts": 1,
             "objective": self.decision.name,
             "seed": self.seed,
-            "perturbation_sha256": hashlib.sha256(content).hexdigest(),
+            "perturbation_sha256": tensor_sha256(self._change().float()),
         }
 
     def search(self, victim: Victim, draws: Draws, restart: int) -> None:

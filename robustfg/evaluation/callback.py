@@ -196,7 +196,7 @@ class RobustnessEvaluation(pl.Callback):
         checks = judge(table, self.attacks | dict(self.probe.attacks), facts) if self.checks else []
         library = f"robustfg {__version__}"
         also = [name for name in self.probe.attacks if name.startswith((ONE_STEP, REFERENCE, GRADIENT_FREE))]
-        described = {name: {"library": library, **attack.settings()} for name, attack in self.attacks.items()}
+        described = {name: {"library": library, **attack.shown()} for name, attack in self.attacks.items()}
         return {
             "schema": 1,
             **self.about,

@@ -1,7 +1,9 @@
+import pytest
 import torch
 from test_gradient import INDEX, Log, Net, images, margins, named_images, pgd
 
 from robustfg.attacks import CrossEntropy, Linf, Transfer
+from robustfg.errors import UserError
 
 
 def transfer(surrogate, **options):
@@ -59,3 +61,16 @@ def test_the_radius_reaches_the_attack_inside():
 
 def test_the_description_names_the_surrogate():
     assert transfer(Net()).describe()["surrogate"] == "twin"
+
+
+@pytest.mark.parametrize("option", [{"seed": 1}, {"restarts": 3}])
+def test_seed_and_restarts_are_those_of_its_attack(option):
+    with pytest.raises(UserError, match=f"{next(iter(option))} is that of its attack; set attack.{next(iter(option))}"):
+        Transfer(attack=pgd(), surrogate=Net(), surrogate_name="twin", **option)
+    inner = pgd(**option, random_start=True, last_iterate=True)
+    attempts = list(
+        Transfer(attack=inner, surrogate=Net(), surrogate_name="t").attempts(
+            Net(), images(), images().long()[:, 0, 0, 0], INDEX
+        )
+    )
+    assert len(attempts) == option.get("restarts", 1)
