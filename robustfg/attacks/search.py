@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.randomness import keyed_generators
 from robustfg.attacks.victim import Victim
+from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,15 @@ class Search(Attack):
     """
 
     engine: Engine = field(default_factory=Engine)
+
+    additive: ClassVar[bool] = True
+    """Adds a change to the image; ``Spatial`` turns it instead."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.additive and not self.threat.additive:
+            kind = type(self).__name__
+            raise UserError(f"threat {self.threat.norm} allows turned images only, which Spatial tries, not {kind}")
 
     @abstractmethod
     def search(self, victim: Victim, draws: Draws, restart: int) -> None:
