@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from robustfg.attacks.contract import checked, classes_of
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.settings import object_settings
@@ -52,22 +53,19 @@ class Task:
     """Asks for other random numbers on the same samples."""
     logits: Tensor | None
     """``(B, K)`` logits of the clean images, where known."""
+    classes: int = 0
+    """How many classes the labels ask for, at least."""
 
     @classmethod
     @torch.inference_mode(False)
     def of(cls, image: Tensor, label: Tensor, index: Tensor | None, *, draw: int, logits: Tensor | None) -> Self:
-        """Copies of the caller's tensors. Raises ``ValueError`` for images that are not pixels in [0, 1]."""
-        shapes = tuple(image.shape), tuple(label.shape)
-        if image.dim() != 4 or label.shape != image.shape[:1]:
-            raise ValueError(f"need images (B, C, H, W) and labels (B,), got {shapes[0]} and {shapes[1]}")
-        if index is not None and index.shape != label.shape:
-            raise ValueError(f"need one sample id per image, got {tuple(index.shape)} for {shapes[1]}")
-        low, high = torch.aminmax(image) if image.numel() else (0.0, 1.0)
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"images must lie in [0, 1] (normalise inside the model), got [{low:.3g}, {high:.3g}]")
+        """Copies of the caller's tensors. Raises ``UserError`` for what ``classes_of`` refuses."""
+        classes = classes_of(image, label, index)
+        if logits is not None:
+            checked(logits, len(label), classes)
         ids = torch.arange(len(label), device=label.device) if index is None else index
         image, label, ids = (tensor.detach().clone() for tensor in (image, label, ids))
-        return cls(image, label, ids, draw, None if logits is None else logits.detach().clone())
+        return cls(image, label, ids, draw, None if logits is None else logits.detach().clone(), classes)
 
     def part(self, rows: Tensor) -> Self:
         """Some of the samples, by their positions."""

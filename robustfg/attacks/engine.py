@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robustfg.attacks.contract import checked
 from robustfg.attacks.folding import folded
 from robustfg.attacks.freeze import Model, attackable
 from robustfg.errors import UserError
@@ -61,13 +62,14 @@ class Engine:
         return 0.05 if self.autocast else 1e-4 if self.fold or self.compile else 0.0
 
     @contextmanager
-    def running(self, model: Model, image: Tensor, passes: int = WORTH_A_COPY) -> Iterator["Run"]:
+    def running(self, model: Model, image: Tensor, passes: int = WORTH_A_COPY, classes: int = 0) -> Iterator["Run"]:
         """The model frozen and prepared; given back as it was, also after an error.
 
         Args:
             model: what is attacked.
             image: some of the images, to try a private copy on.
             passes: how often it will be asked; a private copy does not pay for a few.
+            classes: how many it must know at least.
         """
         with attackable(model):
             quick = model
@@ -76,7 +78,7 @@ class Engine:
             exact = quick is model and not (self.autocast or self.compile)
             if self.compile:
                 quick = torch.compile(quick, dynamic=False)
-            yield Run(self, quick, 0.0 if exact else self.tolerance)
+            yield Run(self, quick, 0.0 if exact else self.tolerance, classes)
 
 
 class Run:
@@ -85,10 +87,11 @@ class Run:
     Attributes:
         engine: how it was prepared.
         tolerance: as of the engine; 0 where the model itself is run in full precision.
+        classes: how many the model must know at least.
     """
 
-    def __init__(self, engine: Engine, model: Model, tolerance: float) -> None:
-        self.engine, self.model, self.tolerance = engine, model, tolerance
+    def __init__(self, engine: Engine, model: Model, tolerance: float, classes: int = 0) -> None:
+        self.engine, self.model, self.tolerance, self.classes = engine, model, tolerance, classes
 
     def __call__(self, image: Tensor) -> Output | Tensor:
         """One forward pass of ``(B, C, H, W)``, in pieces of a fixed size where the engine says so."""
@@ -100,9 +103,9 @@ class Run:
 
     def _forward(self, image: Tensor) -> Output | Tensor:
         if self.engine.autocast is None:
-            return self.model(image)
+            return checked(self.model(image), len(image), self.classes)
         with torch.autocast(image.device.type, DTYPES[self.engine.autocast]):
-            output = self.model(image)
+            output = checked(self.model(image), len(image), self.classes)
         return mapped(output, lambda value: value.float())
 
 

@@ -69,7 +69,7 @@ class Search(Attack):
             none = torch.zeros_like(task.label)
             return Attempt(task.image, task.image.new_zeros(0), none, none, none, none.bool())
         own = keyed_generators(task.image.device, *draws.key, "model")
-        with self.engine.running(model, task.image, self.passes // self.rounds) as run, own:
+        with self.engine.running(model, task.image, self.passes // self.rounds, task.classes) as run, own:
             victim = Victim(run, task, threat=self.threat, decision=self.decision, **self.victim_options())
             self.search(victim, draws, restart)
             logits = task.logits if victim.asked is None else victim.asked

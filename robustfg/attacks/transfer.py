@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.attacks.base import Attack, Attempt, Task
+from robustfg.attacks.contract import checked
 from robustfg.attacks.freeze import Model, attackable
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
@@ -71,4 +72,5 @@ class Transfer(Attack):
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
         with attackable(model), torch.no_grad():
-            return -self.decision(model(image.detach().clone()), label.detach().clone())
+            answer = checked(model(image.detach().clone()), len(image), int(label.max()) + 1 if len(label) else 0)
+            return -self.decision(answer, label.detach().clone())
