@@ -1,7 +1,7 @@
 """The interface of every attack."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -135,6 +135,14 @@ class Attack(ABC):
     def within(self, threat: Threat) -> Self:
         """The same attack inside another threat model; steps given as a share of epsilon change with it."""
         return replace(self, threat=threat)
+
+    def told(self, confusion: Callable[[], Tensor]) -> Self:
+        """The same attack, told which classes the model confuses if it aims at those (``MostConfused``).
+
+        Args:
+            confusion: measures ``(K, K)``; only called where it is needed.
+        """
+        return self
 
     def attempts(
         self,

@@ -1,6 +1,6 @@
 """Several attacks as one: the cheap ones first, each on the samples that the earlier ones left."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -58,6 +58,9 @@ class Cascade(Attack):
 
     def within(self, threat: Threat) -> Self:
         return replace(self, attacks={stage: attack.within(threat) for stage, attack in self.attacks.items()})
+
+    def told(self, confusion: Callable[[], Tensor]) -> Self:
+        return replace(self, attacks={stage: attack.told(confusion) for stage, attack in self.attacks.items()})
 
     def describe(self) -> Mapping[str, object]:
         return {

@@ -1,6 +1,6 @@
 """Transfer: images crafted on a surrogate are handed to the attacked model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -49,6 +49,9 @@ class Transfer(Attack):
 
     def within(self, threat: Threat) -> Self:
         return replace(self, attack=self.attack.within(threat))
+
+    def told(self, confusion: Callable[[], Tensor]) -> Self:
+        return replace(self, attack=self.attack.told(confusion))
 
     def describe(self) -> Mapping[str, object]:
         return {**self.attack.shown(), "surrogate": self.surrogate_name}

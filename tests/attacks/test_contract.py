@@ -142,8 +142,8 @@ def test_a_broken_budget_is_an_error_also_where_python_drops_assertions():
     script = (
         "import torch\nfrom robustfg.attacks import Linf, Patch\nfrom robustfg.attacks.threat import ThreatError\n"
         "clean = torch.full((1, 3, 4, 4), 0.5)\ncorner = clean.clone()\ncorner[0, 0, 3, 3] = 1\n"
-        "cases = (Linf(epsilon=0.1), clean + 0.2), (Linf(epsilon=1), clean + 0.6), (Patch(epsilon=0.25, place=(0, 0)), corner)\n"
-        "for threat, far in cases:\n"
+        "patch = Patch(epsilon=0.25, place=(0, 0))\n"
+        "for threat, far in (Linf(epsilon=0.1), clean + 0.2), (Linf(epsilon=1), clean + 0.6), (patch, corner):\n"
         "    try:\n        threat.check(far, clean)\n    except ThreatError as error:\n        print(error)\n"
     )
     root = Path(__file__).parents[2]
