@@ -242,7 +242,7 @@ def test_another_process_tells_the_same():
     script = (
         "import json, torch\nfrom torch import nn\nfrom robustfg.attacks.settings import settings_of\n"
         "class Odd(nn.Module):\n    def extra_repr(self): return repr(object())\n"
-        "known = lambda x: x in {'one', 'two', 'three', 'four'}\n"
+        "known = lambda x: x in {'one', 'two', 'three', 'four', 'five', 'six', 'seven', 'eight', 'nine'}\n"
         "print(json.dumps(settings_of([known, {'a', 'b', 'c'}, nn.Sequential(Odd()), object(), torch.arange(3)])))\n"
     )
     runs = [
