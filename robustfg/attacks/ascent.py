@@ -1,7 +1,8 @@
 """What the attacks share that climb along gradients: an objective, steps, and the classes they aim at."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from robustfg.attacks.draws import Draws
 from robustfg.attacks.objectives import Compared, ComparingObjective, Margin, Objective
 from robustfg.attacks.search import Search
 from robustfg.attacks.targeted import Aimed, TargetedObjective
-from robustfg.attacks.targets import TargetChoice
+from robustfg.attacks.targets import MostConfused, TargetChoice
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
@@ -60,6 +61,11 @@ class Ascent(Search):
             "seed": self.seed,
             **({} if self.targets is None else {"targets": self.targets.describe()}),
         }
+
+    def told(self, confusion: Callable[[], Tensor]) -> Self:
+        if not isinstance(self.targets, MostConfused) or self.targets.confusion is not None:
+            return self
+        return replace(self, targets=replace(self.targets, confusion=confusion()))
 
     def aim(self, victim: Victim, restart: int) -> Tensor:
         """The class every sample is driven to in this round, ``(b,)``; without targets, its label.

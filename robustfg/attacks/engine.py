@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robustfg.attacks.contract import checked
 from robustfg.attacks.folding import folded
 from robustfg.attacks.freeze import Model, attackable
 from robustfg.attacks.randomness import keyed_generators
@@ -58,13 +59,14 @@ class Engine:
         return {"engine": changed} if changed else {}
 
     @contextmanager
-    def running(self, model: Model, image: Tensor, passes: int = WORTH_A_COPY) -> Iterator["Run"]:
+    def running(self, model: Model, image: Tensor, passes: int = WORTH_A_COPY, classes: int = 0) -> Iterator["Run"]:
         """The model frozen and prepared; given back as it was, also after an error.
 
         Args:
             model: what is attacked.
             image: some of the images, to try a private copy on.
             passes: how often it will be asked; a private copy does not pay for a few.
+            classes: how many it must know at least.
         """
         with attackable(model):
             quick = model
@@ -74,7 +76,7 @@ class Engine:
             exact = quick is model and not (self.autocast or self.compile)
             if self.compile:
                 quick = torch.compile(quick, dynamic=False)
-            yield Run(self, quick, None if exact else model)
+            yield Run(self, quick, None if exact else model, classes)
 
 
 class Run:
@@ -84,10 +86,11 @@ class Run:
         engine: how it was prepared.
         model: what is run.
         itself: the attacked model; None where it is what is run, in full precision.
+        classes: how many the model must know at least.
     """
 
-    def __init__(self, engine: Engine, model: Model, itself: Model | None = None) -> None:
-        self.engine, self.model, self.itself = engine, model, itself
+    def __init__(self, engine: Engine, model: Model, itself: Model | None = None, classes: int = 0) -> None:
+        self.engine, self.model, self.itself, self.classes = engine, model, itself, classes
 
     def __call__(self, image: Tensor) -> Output | Tensor:
         """The answer to ``(B, C, H, W)``, averaged over the engine's ``samples`` forward passes."""
@@ -100,7 +103,7 @@ class Run:
     @torch.no_grad()
     def own(self, image: Tensor) -> Output | Tensor:
         """The attacked model's own answer in full precision, averaged alike."""
-        model = self.itself or self.model
+        model = self.model if self.itself is None else self.itself
         return average([self._in_pieces(model, image) for _ in range(self.engine.samples)])
 
     def _in_pieces(self, forward: Model, image: Tensor) -> Output | Tensor:
@@ -113,9 +116,9 @@ class Run:
 
     def _forward(self, image: Tensor) -> Output | Tensor:
         if self.engine.autocast is None:
-            return self.model(image)
+            return checked(self.model(image), len(image), self.classes)
         with torch.autocast(image.device.type, DTYPES[self.engine.autocast]):
-            output = self.model(image)
+            output = checked(self.model(image), len(image), self.classes)
         return mapped(output, lambda value: value.float())
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.randomness import keyed_integers, keyed_uniforms
-from robustfg.attacks.threat import Threat
+from robustfg.attacks.threat import Threat, ThreatError
 from robustfg.errors import UserError
 
 
@@ -42,7 +42,8 @@ class Region(Threat):
     def check(self, adversarial: Tensor, clean: Tensor) -> None:
         super().check(adversarial, clean)
         outside = (adversarial != clean) & ~self.region(clean)
-        assert not outside.any(), f"a pixel outside the {self.norm} changed"
+        if bool(outside.any()):
+            raise ThreatError(f"a pixel outside the {self.norm} changed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
 """Transfer: images crafted on a surrogate are handed to the attacked model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.attacks.base import Attack, Attempt, Task
+from robustfg.attacks.contract import checked
 from robustfg.attacks.freeze import Model, attackable
-from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.randomness import keyed_generators
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
@@ -26,17 +26,18 @@ class Transfer(Attack):
         attack: what is run on the surrogate. It should aim beyond the surrogate's first mistake: ``last_iterate=True``.
         surrogate: the other model.
         surrogate_name: tells surrogates apart in the record, such as a path and a hash of the weights.
-        decision: positive where the attacker has won.
     """
 
     attack: Attack
     surrogate: Model
     surrogate_name: str
     threat: Threat = field(init=False)
-    decision: Objective = field(default_factory=Margin)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for option, own in {"restarts": self.restarts != 1, "seed": self.seed != 0}.items():
+            if own:
+                raise UserError(f"{self.name}: {option} is that of its attack; set attack.{option}")
         object.__setattr__(self, "attack", replace(self.attack, name=self.name))
         object.__setattr__(self, "threat", self.attack.threat)
 
@@ -51,8 +52,11 @@ class Transfer(Attack):
     def within(self, threat: Threat) -> Self:
         return replace(self, attack=self.attack.within(threat))
 
+    def told(self, confusion: Callable[[], Tensor]) -> Self:
+        return replace(self, attack=self.attack.told(confusion))
+
     def describe(self) -> Mapping[str, object]:
-        return {**self.attack.settings(), "surrogate": self.surrogate_name}
+        return {**self.attack.shown(), "surrogate": self.surrogate_name}
 
     def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
         standing = torch.ones_like(task.label, dtype=torch.bool) if before is None else ~(before.margin < 0)
@@ -76,7 +80,8 @@ class Transfer(Attack):
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
         own = keyed_generators(image.device, self.seed, self.name, "margins")
         with attackable(model), own, torch.no_grad():
-            return -self.decision(model(image.detach().clone()), label.detach().clone())
+            answer = checked(model(image.detach().clone()), len(image), int(label.max()) + 1 if len(label) else 0)
+            return -self.decision(answer, label.detach().clone())
 
 
 @contextmanager

@@ -491,6 +491,17 @@ def test_adv_libs_one_step_pgd_is_refused():
         (lambda: PyAutoAttack(threat=linf(), version="custom", attacks_to_run=["apgd"]), "near: apgd-t"),
         (lambda: PyAutoAttack(threat=linf(), options={"apgd": {"typo": 1}}), "apgd has no option 'typo'"),
         (lambda: PyAutoAttack(threat=linf(), options={"model": {}}), "options are of apgd"),
+        (
+            lambda: PyAutoAttack(threat=linf(), options={"square": {"eps": 0.5}}),
+            "options.square.eps is the threat model's; set threat",
+        ),
+        (
+            lambda: PyAutoAttack(threat=linf(), options={"apgd": {"norm": "L2"}}),
+            "options.apgd.norm is the threat model's; set threat",
+        ),
+        (lambda: PyAutoAttack(threat=linf(), options={"fab": {"targeted": True}}), "options.fab.targeted is decided"),
+        (lambda: PyAutoAttack(threat=linf(), options={"square": {"seed": 1}}), "options.square.seed is decided"),
+        (lambda: PyAutoAttack(threat=linf(), options={"apgd": {"loss": "dlr"}}), "options.apgd.loss is decided"),
         (lambda: replace(foolbox_pgd(), engine=Engine(samples=2)), "engine.samples must be 1 for foolbox"),
     ],
 )
@@ -559,6 +570,13 @@ def test_iterations_count_in_l1_too_where_apgd_reads_another_setting():
     short = only(autoattack(L1(epsilon=1e-3)), net, image)
     assert (short.margin > 0).all()
     assert short.forwards.max() < 200  # 5 restarts of APGD with 100 iterations alone would be 500
+
+
+def test_lengths_in_the_parts_options_are_shares_of_the_radius():
+    options = {"fab": {"alpha_max": "eps/4"}, "square": {"p_init": "1/8", "n_queries": 7}}
+    attack = PyAutoAttack(threat=linf(0.2), options=options)._made(None, 0, "cpu")
+    assert attack.fab.alpha_max == pytest.approx(0.05)
+    assert (attack.square.p_init, attack.square.n_queries) == (0.125, 7)
 
 
 def test_an_l1_threat_reaches_the_library():

@@ -6,6 +6,7 @@ from test_gradient import INDEX, Log, Net, images, margins, named_images, pgd
 
 from robustfg.attacks import CrossEntropy, Linf, Transfer
 from robustfg.attacks.transfer import lent
+from robustfg.errors import UserError
 
 
 def transfer(surrogate, **options):
@@ -129,3 +130,16 @@ def test_a_surrogate_stays_where_the_caller_had_it():
     label = model(clean).argmax(1)
     list(transfer(surrogate).attempts(model, clean, label, INDEX.cuda()))
     assert {parameter.device.type for parameter in surrogate.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("option", [{"seed": 1}, {"restarts": 3}])
+def test_seed_and_restarts_are_those_of_its_attack(option):
+    with pytest.raises(UserError, match=f"{next(iter(option))} is that of its attack; set attack.{next(iter(option))}"):
+        Transfer(attack=pgd(), surrogate=Net(), surrogate_name="twin", **option)
+    inner = pgd(**option, random_start=True, last_iterate=True)
+    attempts = list(
+        Transfer(attack=inner, surrogate=Net(), surrogate_name="t").attempts(
+            Net(), images(), images().long()[:, 0, 0, 0], INDEX
+        )
+    )
+    assert len(attempts) == option.get("restarts", 1)
