@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustfg.attacks import CrossEntropy, Margin
+from robustfg.attacks import CrossEntropy, Margin, ScaledCrossEntropy
 from robustfg.types import Output, decision_margin
 
 LOGITS = st.lists(st.lists(st.floats(-30, 30), min_size=4, max_size=4), min_size=1, max_size=5)
@@ -73,3 +73,29 @@ def test_float32_cross_entropy_still_has_a_gradient_at_a_gap_of_80():
     logits = torch.tensor([[80.0, 0.0]], requires_grad=True)
     (gradient,) = torch.autograd.grad(CrossEntropy()(logits, torch.tensor([0])).sum(), logits)
     assert gradient[0, 1].item() == pytest.approx(math.exp(-80), rel=1e-4)
+
+
+@pytest.mark.parametrize("gap", [10.0, 3.0])
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 1e6])
+def test_scaled_cross_entropy_is_that_of_logits_whose_gap_is_given_and_so_is_its_gradient(gap, spread):
+    logits = (
+        spread * torch.tensor([[0.3, 1.0, -1.0, 0.2], [2.0, 0.5, 0.1, 0.4]], dtype=torch.float64)
+    ).requires_grad_()
+    label = torch.tensor([1, 0])
+    score = ScaledCrossEntropy(gap=gap)(logits, label)
+    (gradient,) = torch.autograd.grad(score.sum(), logits)
+    for row, true, value, slope in zip(logits.tolist(), label.tolist(), score.tolist(), gradient.tolist(), strict=True):
+        factor = gap / (max(row) - min(row))
+        weights = [math.exp(factor * (z - row[true])) for z in row]
+        assert value == pytest.approx(math.log(sum(weights)), rel=1e-9)
+        expected = [factor * (w / sum(weights) - (place == true)) for place, w in enumerate(weights)]
+        assert slope == pytest.approx(expected, rel=1e-9)
+
+
+def test_scaled_cross_entropy_has_a_gradient_where_float32_cross_entropy_has_none():
+    for objective, dead in ((CrossEntropy(), True), (ScaledCrossEntropy(), False)):
+        logits = torch.tensor([[200.0, 0.0, 5.0]], requires_grad=True)
+        (gradient,) = torch.autograd.grad(objective(logits, torch.tensor([0])).sum(), logits)
+        assert (gradient == 0).all() == dead
+    same = torch.ones(1, 3, requires_grad=True)
+    assert ScaledCrossEntropy()(same, torch.tensor([0])).item() == pytest.approx(math.log(3))
