@@ -288,3 +288,13 @@ def test_suites_are_cascades_of_their_stages_in_order_with_one_epsilon(suite):
     stages = ["apgd_ce", "apgd_t", "fab_t", "square"] if suite == "autoattack" else ["apgd_ce", "apgd_t", "square"]
     assert list(attack.attacks) == stages
     assert attack.attacks["square"].rescale_schedule is (suite == "standard")
+
+
+def test_the_suite_for_l1_takes_its_rounds_and_schedules_from_autoattack():
+    stages = attacks_of(plain(composed("train", "attack=autoattack_l1")), ())["autoattack_l1"].attacks
+    assert {(stage.threat.norm, stage.threat.radius) for stage in stages.values()} == {("l1", 12.0)}
+    assert [stage.rounds for stage in stages.values()] == [5, 5, 1, 1]
+    assert stages["fab_t"].targets == 9
+    assert stages["apgd_ce"].larger_first
+    assert stages["apgd_t"].larger_first
+    assert not stages["square"].rescale_schedule

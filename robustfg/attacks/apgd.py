@@ -11,6 +11,7 @@ from torch import Tensor
 from robustfg.attacks.ascent import Ascent
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.slope import Slope
+from robustfg.attacks.transforms import unchanged
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
@@ -79,28 +80,43 @@ class AutomaticAscent(Ascent):
 
     def search(self, victim: Victim, draws: Draws, restart: int) -> None:
         target = self.aim(victim, restart)
-        if not len(victim):
-            return
-        current = self.random_image(victim, draws) if self.random_start or self.again(restart) else victim.clean
-        slope = victim.slope(current, self.towards(victim, target))
+        if len(victim):
+            start = self.random_image(victim, draws) if self.random_start or self.again(restart) else victim.clean
+            self.climb(victim, start, target)
+
+    def climb(self, victim: Victim, start: Tensor, target: Tensor, *, rehearsal: bool = False) -> Track:
+        """Takes the steps of one round; returns where the samples that are left stand.
+
+        Args:
+            victim: the samples; not empty.
+            start: ``(b, C, H, W)`` inside ``self.threat``.
+            target: ``(b,)`` as ``aim`` gave them.
+            rehearsal: ``self.threat`` is not the victim's: the images are no candidates, and the last one's gradient is
+                taken, too.
+        """
+        seen_as = unchanged if rehearsal else None
+        slope = victim.slope(start, self.towards(victim, target), seen_as=seen_as)
         track = Track(
-            current, current, slope.gradient, slope.value, torch.zeros_like(target), current, slope.gradient,
+            start, start, slope.gradient, slope.value, torch.zeros_like(target), start, slope.gradient,
             slope.value, torch.empty_like(slope.value), torch.empty_like(slope.value), target,
         )  # fmt: skip
         track = self._begun(track, victim.clean)
         last = 0
         for taken in range(self.steps):
             if taken:
-                track = track.after(victim.slope(track.current, self.towards(victim, track.target)))
+                track = track.after(victim.slope(track.current, self.towards(victim, track.target), seen_as=seen_as))
             track = Track(*victim.leave(*track))
             if not len(victim):
-                return
+                return track
             if taken in self.checkpoints:
                 track = self._checked(track, victim.clean, taken - last)._replace(rises=torch.zeros_like(track.target))
                 last = taken
             moved = self._moved(track, victim.clean, taken)
             track = track._replace(current=moved, previous=track.current)
+        if rehearsal:
+            return track.after(victim.slope(track.current, self.towards(victim, track.target), seen_as=seen_as))
         victim.look(track.current)
+        return track
 
     @property
     @abstractmethod

@@ -18,6 +18,9 @@ from robustfg.errors import UserError
 class ElasticNet(PenaltyAttack):
     """EAD: beta * l1 + squared l2 size + c * hinge of the margin, by FISTA (Chen et al. 2018, algorithm 1).
 
+    As there, every step thresholds at ``beta`` whatever its length, where the proximal step of the loss would threshold
+    at length * beta: images are sparser than those of least loss, and no number of steps closes that gap.
+
     Args:
         beta: the weight of l1, and the change below which a pixel value is left as it was; 0.001 or 0.01 in the paper.
         rule: which success is kept: ``"l1"`` the one of least l1 size; ``"en"`` the one of least beta * l1 + squared

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from robustfg.attacks.ascent import Ascent
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.steps import Steepest, StepRule
-from robustfg.attacks.transforms import Smoothing, Transform
+from robustfg.attacks.transforms import Change, Smoothing, Transform, unchanged
 from robustfg.attacks.victim import Victim
 
 
@@ -60,7 +60,9 @@ class GradientAttack(Ascent):
         project = threat.projector(victim.clean)
         for taken in range(self.steps):
             shown = self.step.ahead(current, memory, threat)
-            seen_as = None if self.seen_as is None else self.seen_as.drawn(draws, victim.index, taken)
+            seen_as: Change | None = None if shown is current else unchanged
+            if self.seen_as is not None:
+                seen_as = self.seen_as.drawn(draws, victim.index, taken)
             gradient = victim.slope(shown, self.towards(victim, target), seen_as=seen_as).gradient
             if self.smoothing is not None:
                 gradient = self.smoothing(gradient)

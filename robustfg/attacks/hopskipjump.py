@@ -18,6 +18,8 @@ from robustfg.errors import UserError
 
 FIRST_DISTANCE = 0.1
 """Of the first step's queries from the image (Chen et al. 2020, section IV.B; there 0.1 of the pixel range)."""
+FLOAT_STEPS = 4
+"""By which a pixel value moves in a query, at the least, on the average."""
 GRIDS = (0, 8, 4, 2, 1)
 """Cells along a side of the starting noise, in turn; 0: every pixel its own, as in the paper."""
 
@@ -143,11 +145,17 @@ class HopSkipJump(MinimumNormAttack):
         return nearest, spent + halvings
 
     def _normal(self, victim: Victim, draws: Draws, point: Tensor, step: int, count: int) -> Tensor:
-        """The direction in which predictions turn wrong (eq. 14 and 16: signs less their mean, times directions)."""
+        """The direction in which predictions turn wrong (eq. 14 and 16: signs less their mean, times directions).
+
+        The queries lie as far away as the paper says, the perturbation's size in the threat's norm by the number of
+        values, but far enough for every value to move by some float steps; in l-inf it would often not.
+        """
         if step == 1:
             distance = torch.full_like(point[:, :1, :1, :1], FIRST_DISTANCE)
         else:
-            distance = (flat_norm(point - victim.clean) / point[0].numel()).to(point.dtype)
+            values = point[0].numel()
+            size = self.threat.size(point - victim.clean)[:, None, None, None] / values
+            distance = size.clamp_min(FLOAT_STEPS * torch.finfo(point.dtype).eps * math.sqrt(values)).to(point.dtype)
         signed, total = torch.zeros_like(point), torch.zeros_like(point)
         balance = torch.zeros_like(distance)
         rows = torch.arange(len(victim), device=point.device)

@@ -128,7 +128,7 @@ class Selective:
 
 @dataclass(frozen=True, kw_only=True)
 class Lagrangian:
-    """min(M, confidence) - weight * [score - (1 - margin) tau]_+ / c: both goals at once, weighed (C&W style).
+    """min(M, confidence) - weight * [score - tau + margin c]_+ / c: both goals at once, weighed (C&W style).
 
     Args:
         score: as of ``WrongAndAccepted``.

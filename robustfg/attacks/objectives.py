@@ -48,7 +48,7 @@ class ScaledCrossEntropy:
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
         logits = logits_of(output)
         spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
-        scale = self.gap / spread.clamp_min(torch.finfo(logits.dtype).tiny)
+        scale = torch.where(spread > 0, self.gap / spread, 1)
         return F.cross_entropy(logits * scale, label, reduction="none")
 
 

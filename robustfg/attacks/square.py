@@ -13,14 +13,16 @@ from robustfg.attacks.squares import Bumps, Flips, Peaks, Squares
 from robustfg.errors import UserError
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""Queries of 10,000 after which the windows' area is halved (Andriushchenko et al. 2020, section 5)."""
+"""Proposals of 10,000 after which the windows' area is halved (Andriushchenko et al. 2020, section 5), counted from 0
+as the released code does."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square(RandomSearch):
     """Random search over square windows (Andriushchenko et al. 2020), in l-inf, l2 and l1.
 
-    Every sample has its own windows, and they reach every row and column (released code never reaches the last).
+    Every sample has its own windows, and they reach every row and column. The released code has all samples of a batch
+    share them, so that luck is shared too and its accuracies differ more from seed to seed, and never reaches the last.
 
     Args:
         p_init: share of the image that the first windows cover; 0.8 in AutoAttack.
@@ -57,6 +59,6 @@ class Square(RandomSearch):
 
     def propose(self, image: Tensor, clean: Tensor, memory: Tensor, drawn: Tensor, query: int) -> tuple[Tensor, Tensor]:
         height, width = image.shape[2:]
-        area = self.p_init * 0.5 ** self.stage(query, HALVINGS) * height * width
+        area = self.p_init * 0.5 ** self.stage(query - 1, HALVINGS) * height * width
         squares = self.squares
         return squares.propose(image, clean, drawn, squares.side(area, height, width)), memory

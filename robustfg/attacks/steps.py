@@ -30,7 +30,7 @@ class StepRule(ABC):
         return torch.add(image, threat.steepest(direction), alpha=step_length(self.size, threat.reach)), memory
 
     def ahead(self, image: Tensor, memory: Tensor | None, threat: Threat) -> Tensor:
-        """Where the gradient is taken: at the image itself, but for rules that look ahead."""
+        """Where the gradient is taken: at the image itself, but for rules that look ahead, perhaps beyond the ball."""
         return image
 
     @abstractmethod
@@ -65,9 +65,17 @@ class Momentum(StepRule):
 
 @dataclass(frozen=True, kw_only=True)
 class Nesterov(Momentum):
-    """Momentum whose gradient is taken one step ahead along what is remembered: NI-FGSM (Lin et al. 2020)."""
+    """Momentum whose gradient is taken ahead, at image + size * decay * memory: NI-FGSM (Lin et al. 2020, eq. 6).
+
+    That is the paper's for l-inf; in other norms the memory is scaled as a step is. What lies ahead may be outside the
+    ball, so it is no candidate: only the last iterate is. It is clipped to [0, 1], which the released code does not.
+    """
 
     def ahead(self, image: Tensor, memory: Tensor | None, threat: Threat) -> Tensor:
         if memory is None:
             return image
-        return (image + step_length(self.size, threat.reach) * self.decay * threat.steepest(memory)).clamp(0, 1)
+        step = threat.steepest(memory)
+        moved = step != 0
+        scale = step.abs().sum((1, 2, 3), keepdim=True) / moved.sum((1, 2, 3), keepdim=True).clamp_min(1)
+        length = step_length(self.size, threat.reach) * self.decay
+        return torch.add(image, scale * torch.where(moved, memory, 0), alpha=length).clamp_(0, 1)

@@ -14,6 +14,11 @@ from robustfg.errors import UserError
 Change = Callable[[Tensor], Tensor]
 
 
+def unchanged(image: Tensor) -> Tensor:
+    """Shows the images as they are: through it, they are seen but are no candidates."""
+    return image
+
+
 class Transform(Protocol):
     """A differentiable random change of images."""
 

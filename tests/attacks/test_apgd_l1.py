@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from test_apgd import INDEX, Net, asked, images, never
 
-from robustfg.attacks import L1, L1APGD, CrossEntropy, Engine, Linf, Margin
+from robustfg.attacks import L1, L1APGD, CrossEntropy, Engine, Linf, Margin, TargetedDLR, TopClasses
+from robustfg.attacks.randomness import keyed_normals
 from robustfg.errors import UserError
 
 
@@ -27,24 +28,33 @@ def project(point, clean, epsilon):
     return clean + change.sign() * cut(high)
 
 
-def naive_l1_apgd(value_and_gradient, start, clean, epsilon, n, box_aware):
-    """All points of one image ``(C, H, W)``, and how often the search went back or shortened its steps."""
+def l0(change):
+    return int((change.abs() > 1e-6).sum())
+
+
+def naive_l1_apgd(value_and_gradient, start, clean, epsilon, n, box_aware, *, from_start=False):
+    """The released algorithm on one image ``(C, H, W)``.
+
+    Returns:
+        All points, how often the search went back or shortened its steps, and the best of all points.
+    """
     d = clean.numel()
-    m = max(1, -(-4 * n // 100))
-    k, eta, x, best, events = d / 5, epsilon, [start], (-float("inf"), None, None), []
+    m = max(1, int(0.04 * n))
+    old, k = (l0(start - clean), l0(start - clean) / 1.5) if from_start else (d, 0.2 * d)
+    eta, x, best, events = epsilon, [start], (-float("inf"), None, None), []
     here, gradient = start, None
     for i in range(n):
         value, gradient = value_and_gradient(here)
         if value > best[0]:
             best = (value, here, gradient)
         if i and i % m == 0:
-            sparser = int(((best[1] - clean).abs() > 1e-6).sum()) / 1.5
-            events.append(sparser / k < 0.95)
-            if sparser / k < 0.95:
+            new = l0(best[1] - clean)
+            events.append(new / old < 0.95)
+            if new / old < 0.95:
                 eta, (_, here, gradient) = epsilon, best
             else:
                 eta = max(eta / 1.5, epsilon / 10)
-            k = sparser
+            old, k = new, new / 1.5
         allowed = gradient.clone()
         if box_aware:
             allowed[((here < 1e-6) & (gradient < 0)) | ((here > 1 - 1e-6) & (gradient > 0))] = 0
@@ -53,7 +63,21 @@ def naive_l1_apgd(value_and_gradient, start, clean, epsilon, n, box_aware):
         step[top] = allowed.flatten()[top].sign()
         here = project(here + eta * (step / step.abs().sum()).view_as(clean), clean, epsilon)
         x.append(here)
-    return torch.stack(x), events
+    return torch.stack(x), events, here if value_and_gradient(here)[0] > best[0] else best[1]
+
+
+def start_of(clean, epsilon, sample):
+    noise = keyed_normals(clean[0].numel(), INDEX, 0, "attack", 0, 0, "start").double().view_as(clean)
+    return project(clean[sample] + noise[sample], clean[sample], epsilon)
+
+
+def answers(model, objective, label):
+    def value_and_gradient(image):
+        image = image.clone().requires_grad_()
+        value = objective(model(image[None]), label[None]).sum()
+        return value.detach(), torch.autograd.grad(value, image)[0]
+
+    return value_and_gradient
 
 
 @pytest.mark.parametrize("box_aware", [True, False])
@@ -65,18 +89,54 @@ def test_every_image_asked_about_equals_the_algorithm_run_on_one_sample_alone(ob
     attack = l1(3.0, steps=steps, objective=objective, decision=never, box_aware=box_aware)
     seen, went_back = asked(attack, model, clean, label), []
     assert len(seen) == steps + 1
-    start = attack.threat.project(clean + attack.threat.uniform(clean, INDEX, 0, "attack", 0, 0), clean)
     for sample in range(6):
-
-        def value_and_gradient(image, sample=sample):
-            image = image.clone().requires_grad_()
-            value = objective(model(image[None]), label[sample : sample + 1]).sum()
-            return value.detach(), torch.autograd.grad(value, image)[0]
-
-        points, events = naive_l1_apgd(value_and_gradient, start[sample], clean[sample], 3.0, steps, box_aware)
+        ask = answers(model, objective, label[sample])
+        start = start_of(clean, 3.0, sample)
+        points, events, _ = naive_l1_apgd(ask, start, clean[sample], 3.0, steps, box_aware)
         went_back += events
         assert torch.allclose(seen[:, sample], points, rtol=0, atol=1e-8)
     assert set(went_back) == {True, False}
+
+
+@pytest.mark.parametrize(("steps", "parts"), [(60, (18, 18, 24)), (25, (8, 8, 9)), (5, (2, 2, 1))])
+def test_larger_radii_first_equal_the_algorithm_run_three_times(steps, parts):
+    model, clean, objective = Net(), images(), CrossEntropy()
+    label = model(clean).argmax(1)
+    attack = l1(1.0, steps=steps, objective=objective, decision=never, larger_first=True)
+    seen = asked(attack, model, clean, label)
+    assert len(seen) == attack.passes == steps + 3
+    for sample in range(6):
+        ask, points = answers(model, objective, label[sample]), []
+        best = start_of(clean, 3.0, sample)
+        for factor, n in zip((3.0, 2.0, 1.0), parts, strict=True):
+            start = project(best, clean[sample], factor)
+            tried, _, best = naive_l1_apgd(ask, start, clean[sample], factor, n, True, from_start=True)
+            points.append(tried)
+        assert torch.allclose(seen[:, sample], torch.cat(points), rtol=0, atol=1e-8)
+
+
+def test_successes_at_the_larger_radii_do_not_count():
+    model, clean = Net(), images()
+    label = model(clean).argmax(1)
+    attack = l1(0.3, steps=30, larger_first=True)
+    (attempt,) = attack.attempts(model, clean, label, INDEX)
+    attack.threat.check(attempt.image, clean)
+    assert (attempt.margin > 0).any()
+    assert ((attempt.margin < 0) == (model(attempt.image).argmax(1) != label)).all()
+    (wide,) = l1(0.9, steps=30).attempts(model, clean, label, INDEX)
+    assert ((wide.margin < 0) & (attempt.margin > 0)).any()
+    assert attempt.forwards.max() == 33
+    assert attempt.backwards.max() == 32
+
+
+def test_larger_radii_first_work_with_targets():
+    model, clean = Net(), images()
+    label = model(clean).argmax(1)
+    attack = l1(1.0, steps=25, larger_first=True, objective=TargetedDLR(), targets=TopClasses(count=4))
+    assert attack.passes == 4 * 28
+    single = l1(1.0, steps=25, larger_first=True)
+    broken, less = ((model(a(model, clean, label, INDEX)).argmax(1) != label).sum() for a in (attack, single))
+    assert broken >= less > 0
 
 
 def best_rise(weight, clean, epsilon):
@@ -153,6 +213,10 @@ def test_epsilon_zero_empty_batches_and_dead_gradients(random_start):
 def test_other_norms_are_refused_with_the_way_out():
     with pytest.raises(UserError, match="L1APGD is for l1, got linf: use APGD"):
         L1APGD(threat=Linf(epsilon=0.1))
+    with pytest.raises(UserError, match="larger_first begins at random: set random_start: true"):
+        l1(larger_first=True, random_start=False)
+    with pytest.raises(UserError, match="larger_first needs steps >= 5, got 4"):
+        l1(larger_first=True, steps=4)
 
 
 def test_box_aware_steps_reach_what_the_published_ones_miss():
@@ -168,5 +232,5 @@ def test_box_aware_steps_reach_what_the_published_ones_miss():
 def test_a_description_tells_what_makes_the_attack():
     assert l1("3/2", steps=7, restarts=2).describe() == {
         "norm": "l1", "epsilon": "3/2", "steps": 7, "restarts": 2, "objective": "margin", "seed": 0,
-        "random_start": True, "box_aware": True,
+        "random_start": True, "box_aware": True, "larger_first": False,
     }  # fmt: skip

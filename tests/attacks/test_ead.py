@@ -86,6 +86,16 @@ def test_rule_en_comes_near_the_smallest_elastic_net_of_a_linear_model():
     assert (sizes / least).median() < 1.15
 
 
+def test_without_thresholding_rule_en_reaches_the_smallest_l2_size_of_a_linear_model():
+    """What is missing with beta > 0 is due to the paper's threshold, which does not shrink with the steps."""
+    model, clean = Linear(bias=3.5), images(low=0.4, high=0.6)
+    found = ead(rule="en", beta=0.0, searches=12, steps=400)(model, clean, ZEROS, INDEX)
+    least = model.score(clean) / model.weight.norm()
+    sizes = (found - clean).flatten(1).norm(dim=1)
+    assert (sizes >= least - 1e-9).all()
+    assert (sizes <= 1.001 * least).all()
+
+
 def test_on_a_linear_model_rule_l1_finds_the_one_value_that_matters_most():
     model, clean = Linear(bias=3.5), images(low=0.4, high=0.6)
     model.weight.data[0, 0, 0] = 9.0

@@ -102,21 +102,31 @@ class Answers:
         return torch.zeros(len(output), dtype=output.dtype)
 
 
+@NORMS
+def test_queries_in_float32_move_pixels_by_more_than_rounding(threat, dual):
+    clean = images().float()
+    victim = Answers(clean, torch.full((4,), 9.0))
+    HopSkipJump(threat=threat)._normal(victim, Draws(0, "a", 0, 0), clean + 1e-6, 4, 40)
+    move = torch.cat([shown for shown, _ in victim.seen]) - (clean + 1e-6).repeat(40, 1, 1, 1)
+    assert move.flatten(1).norm(dim=1).min() > 2 * 48**0.5 * 2**-23
+
+
+@NORMS
 @pytest.mark.parametrize("step", [1, 4])
-def test_a_normal_equals_the_formula_written_out_also_where_answers_are_unbalanced(step):
+def test_a_normal_equals_the_formula_written_out_also_where_answers_are_unbalanced(threat, dual, step):
     """Equations 14 and 16: the mean of (sign less mean sign) times direction; all alike: the mean direction."""
     clean = images()
     point = clean + 0.1
     threshold = point[:, 0, 0, 0] + torch.tensor([0.004, -0.004, 9.0, -9.0])  # mostly right, mostly wrong, all, none
-    threshold = point[:, 0, 0, 0] + (threshold - point[:, 0, 0, 0]) * (1 if step == 1 else 0.5)
-    victim, attack = Answers(clean, threshold), HopSkipJump(threat=L2(epsilon=9), at_once=7)
+    threshold = point[:, 0, 0, 0] + (threshold - point[:, 0, 0, 0]) * (1 if step == 1 else 0.5 if dual == 2 else 0.07)
+    victim, attack = Answers(clean, threshold), HopSkipJump(threat=threat, at_once=7)
     normal = attack._normal(victim, Draws(0, "a", 0, 0), point, step, 40)
     images_seen, rows = (torch.cat(part) for part in zip(*victim.seen, strict=True))
     for sample in range(4):
         shown = images_seen[rows == sample]
         assert len(shown) == 40
         move = shown - point[sample]
-        distance = 0.1 if step == 1 else (point - clean)[sample].norm().item() / 48
+        distance = 0.1 if step == 1 else threat.size(point - clean)[sample].item() / 48
         assert torch.allclose(move.flatten(1).norm(dim=1), torch.full((40,), distance).double(), rtol=1e-9)
         sign = (shown[:, 0, 0, 0] > threshold[sample]).double() * 2 - 1
         if sample < 2:

@@ -88,14 +88,16 @@ def test_the_selective_objective_turns_to_the_detector_where_the_classifier_is_f
 @settings(deadline=None, max_examples=60)
 @given(
     margin=QUARTERS, score=QUARTERS, tau=QUARTERS.filter(lambda t: t > 0), weight=st.floats(0.01, 100),
-    confidence=st.floats(0, 5),
+    confidence=st.floats(0, 5), scale=st.sampled_from([None, 0.5, 3.0]),
 )  # fmt: skip
-def test_the_lagrangian_weighs_what_the_formula_says(margin, score, tau, weight, confidence):
+def test_the_lagrangian_weighs_what_the_formula_says(margin, score, tau, weight, confidence, scale):
     objective = Lagrangian(
-        score=lambda output: torch.tensor([score], dtype=torch.float64), tau=tau, weight=weight, confidence=confidence
-    )
+        score=lambda output: torch.tensor([score], dtype=torch.float64), tau=tau, weight=weight, confidence=confidence,
+        scale=scale,
+    )  # fmt: skip
     value = objective(torch.tensor([[0.0, margin]], dtype=torch.float64), torch.tensor([0]))
-    expected = min(margin, confidence) - weight * max(0.0, score - 0.95 * tau) / tau
+    c = tau if scale is None else scale
+    expected = min(margin, confidence) - weight * max(0.0, score - tau + 0.05 * c) / c
     assert value.item() == pytest.approx(expected, abs=1e-9)
 
 

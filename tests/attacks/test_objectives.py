@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from test_gradient import INDEX, Net, images
 from torch import nn
 
-from robustfg.attacks import APGD, CrossEntropy, GradientAttack, KullbackLeibler, Linf, Margin, Steepest
+from robustfg.attacks import (
+    APGD,
+    CrossEntropy,
+    GradientAttack,
+    KullbackLeibler,
+    Linf,
+    Margin,
+    ScaledCrossEntropy,
+    Steepest,
+)
 from robustfg.types import Output, decision_margin
 
 LOGITS = st.lists(st.lists(st.floats(-30, 30), min_size=4, max_size=4), min_size=1, max_size=5)
@@ -133,3 +142,29 @@ def test_divergence_is_the_sum_of_p_times_the_log_of_p_over_q(rows):
     logits = torch.tensor(rows, dtype=torch.float64)
     clean = logits.flip(1) / 2
     assert torch.allclose(KullbackLeibler()(logits, clean), naive_divergence(logits, clean), atol=1e-9)
+
+
+@pytest.mark.parametrize("gap", [10.0, 3.0])
+@pytest.mark.parametrize("spread", [1e-3, 1.0, 1e6])
+def test_scaled_cross_entropy_is_that_of_logits_whose_gap_is_given_and_so_is_its_gradient(gap, spread):
+    logits = (
+        spread * torch.tensor([[0.3, 1.0, -1.0, 0.2], [2.0, 0.5, 0.1, 0.4]], dtype=torch.float64)
+    ).requires_grad_()
+    label = torch.tensor([1, 0])
+    score = ScaledCrossEntropy(gap=gap)(logits, label)
+    (gradient,) = torch.autograd.grad(score.sum(), logits)
+    for row, true, value, slope in zip(logits.tolist(), label.tolist(), score.tolist(), gradient.tolist(), strict=True):
+        factor = gap / (max(row) - min(row))
+        weights = [math.exp(factor * (z - row[true])) for z in row]
+        assert value == pytest.approx(math.log(sum(weights)), rel=1e-9)
+        expected = [factor * (w / sum(weights) - (place == true)) for place, w in enumerate(weights)]
+        assert slope == pytest.approx(expected, rel=1e-9)
+
+
+def test_scaled_cross_entropy_has_a_gradient_where_float32_cross_entropy_has_none():
+    for objective, dead in ((CrossEntropy(), True), (ScaledCrossEntropy(), False)):
+        logits = torch.tensor([[200.0, 0.0, 5.0]], requires_grad=True)
+        (gradient,) = torch.autograd.grad(objective(logits, torch.tensor([0])).sum(), logits)
+        assert (gradient == 0).all() == dead
+    same = torch.ones(1, 3, requires_grad=True)
+    assert ScaledCrossEntropy()(same, torch.tensor([0])).item() == pytest.approx(math.log(3))

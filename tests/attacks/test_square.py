@@ -60,8 +60,8 @@ def proposals(attack, clean, model=indifferent):
 
 
 def naive_side(query, queries, p_init, height, width, rescale=True):
-    """The window's side in the words of the paper, for the l-inf attack."""
-    iteration = int(query / queries * 10_000) if rescale else query
+    """The window's side in the words of the paper, for the l-inf attack; its first proposal has number 0."""
+    iteration = int((query - 1) / queries * 10_000) if rescale else query - 1
     p = p_init
     for border in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000):
         if iteration > border:
