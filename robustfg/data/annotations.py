@@ -1,4 +1,4 @@
-"""What some data sets know beyond labels: where parts and object lie, and which coarser groups classes belong to."""
+"""What some data sets know beyond labels: their files, where parts and object lie, the coarser groups of classes."""
 
 from collections.abc import Mapping
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -26,6 +26,15 @@ class Box(NamedTuple):
     top: float
     width: float
     height: float
+
+
+@runtime_checkable
+class WithFiles(Protocol):
+    """A split whose images are files."""
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of every file, ``(N,)``."""
 
 
 @runtime_checkable

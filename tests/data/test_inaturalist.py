@@ -66,7 +66,7 @@ def test_missing_files_are_named_with_the_root(folder, name):
     ("edit", "told"),
     [
         (lambda c: c["annotations"].pop(), r"image 500 has no annotation"),
-        (lambda c: c["annotations"].append({"image_id": 500, "category_id": 3}), r"image 500 has the categories 7 and 3"),
+        (lambda c: c["annotations"].append({"image_id": 500, "category_id": 3}), r"500 has the categories 7 and 3"),
         (lambda c: c["annotations"][0].update(category_id=9), r"names the class 9; the classes are 3 to 7"),
         (lambda c: c.pop("categories"), r"val\.json is no list of images, annotations and categories"),
         (lambda c: c["images"][0].update(file_name="train/00007_x/70.jpg"), r"70\.jpg is in train and in test"),
