@@ -49,6 +49,7 @@ class Aircraft:
             archive="fgvc-aircraft-2013b.tar.gz (https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft)",
             classes=COUNTS[level],
             images={"train": 3334 if official_val else 6667, "val": 3333, "test": 3333},
+            downloads=True,
         )
         cropped = crops(crop)
         if download:

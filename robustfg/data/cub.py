@@ -22,6 +22,7 @@ CUB = Official(
     archive="CUB_200_2011.tgz (https://data.caltech.edu/records/65de6-vp158)",
     classes=200,
     images={"train": 5994, "test": 5794},
+    downloads=True,
 )
 ARCHIVES = {  # by what they unpack to: url, and the MD5 that CaltechDATA shows
     "CUB_200_2011": (

@@ -15,6 +15,7 @@ FLOWERS = Official(
     archive="102flowers.tgz, imagelabels.mat and setid.mat (https://www.robots.ox.ac.uk/~vgg/data/flowers/102)",
     classes=102,
     images={"train": 1020, "val": 1020, "test": 6149},
+    downloads=True,
 )
 NAMES = """
 pink primrose; hard-leaved pocket orchid; canterbury bells; sweet pea; english marigold; tiger lily; moon

@@ -27,6 +27,8 @@ class Official:
     classes: int
     images: Mapping[str, int]
     """Number of images in every split."""
+    downloads: bool = False
+    """Whether the reader can fetch it."""
 
     def place(self, root: str | None, marker: str) -> Path:
         """The data set's folder: ``root``, or ``folder`` below it, whichever holds ``marker``."""
@@ -38,7 +40,7 @@ class Official:
                 return folder
         raise UserError(
             f"data.root={above}: {marker} of {self.name} is neither there nor in {self.folder} below; unpack "
-            f"{self.archive} there"
+            f"{self.archive} there{' or set data.download=true' if self.downloads else ''}"
         )
 
     def fetch(self, root: str | None, get: Callable[[Path], object]) -> None:

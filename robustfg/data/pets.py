@@ -19,6 +19,7 @@ PETS = Official(
     archive="images.tar.gz and annotations.tar.gz (https://www.robots.ox.ac.uk/~vgg/data/pets)",
     classes=37,
     images={"train": 3680, "test": 3669},
+    downloads=True,
 )
 SPECIES = {"1": "cat", "2": "dog"}
 FOREGROUND = 1  # in trimaps; 2 is the background, 3 the border, which the authors call not classified

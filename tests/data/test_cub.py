@@ -201,7 +201,10 @@ def test_odd_crops_and_roots_are_refused_by_name(folder, tmp_path):
         read(folder, crop="square")
     with pytest.raises(UserError, match=r"data\.root is not set"):
         Cub(root=None)
-    with pytest.raises(UserError, match=rf"data\.root={tmp_path / 'nowhere'}: images\.txt .* CUB_200_2011\.tgz"):
+    with pytest.raises(
+        UserError,
+        match=rf"data\.root={tmp_path / 'nowhere'}: images\.txt .* CUB_200_2011\.tgz .* or set data\.download=true",
+    ):
         Cub(root=str(tmp_path / "nowhere"))
 
 
