@@ -1,19 +1,8 @@
 """Fine-grained data sets from the command line: their options, what a run tells of them, and privileged information."""
 
 import json
-import sys
-from pathlib import Path
 
 import pytest
-from commands import config_of
-
-from robustfg import assemble
-from robustfg.config import CONF, refuse_untrusted
-from robustfg.errors import UserError
-from robustfg.provenance import provenance
-from robustfg.train import train
-
-sys.path.insert(0, str(Path(__file__).parent / "data"))
 from archives import (
     build_aircraft,
     build_cars,
@@ -24,6 +13,13 @@ from archives import (
     build_nabirds,
     build_pets,
 )
+from commands import config_of
+
+from robustfg import assemble
+from robustfg.config import CONF, refuse_untrusted
+from robustfg.errors import UserError
+from robustfg.provenance import provenance
+from robustfg.train import train
 
 BUILD = {
     "cub": build_cub, "cars": build_cars, "aircraft": build_aircraft, "dogs": build_dogs, "flowers": build_flowers,

@@ -83,8 +83,7 @@ class Mixup(Regime):
 
 def _partners(index: Tensor, *key: int | str) -> Tensor:
     """Position of everyone's partner: the next in an order of the samples that is random but fixed by ids and key."""
-    by_id = index.argsort()
-    order = by_id[keyed_uniforms(1, index[by_id], *key, "partner").squeeze(1).argsort(stable=True)]
+    order = keyed_uniforms(1, index, *key, "partner").squeeze(1).argsort()
     partner = torch.empty_like(order)
     partner[order] = order.roll(-1)
     return partner

@@ -11,7 +11,7 @@ from small_classifiers import Model, batch, fitted, gradients, logits_by_hand, l
 from torch import nn
 
 from robustfg.errors import UserError
-from robustfg.training import Mixup, WeightPerturbation
+from robustfg.training import Mixup, WeightPerturbation, mixup
 from robustfg.training.mixup import _rectangle
 from robustfg.training.regime import Moment
 from robustfg.types import Batch
@@ -105,6 +105,16 @@ def test_weights_follow_the_beta_distribution(alpha):
     weights = [crafted(regime, samples, step)[1].weight for step in range(800)]
     assert kstest(weights, "beta", args=(alpha, alpha)).pvalue > 0.01
     assert kstest(weights, "beta", args=(alpha + 1, alpha)).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 3.0])
+def test_rectangles_take_one_minus_a_beta_distributed_share(alpha, monkeypatch):
+    shares, regime = [], Mixup(cutmix_alpha=alpha, cutmix_share=1)
+    monkeypatch.setattr(mixup, "_rectangle", lambda height, width, share, x, y: shares.append(share) or (0, 0, 0, 0))
+    for step in range(800):
+        crafted(regime, ids(2, size=1), step)
+    assert kstest(shares, "beta", args=(alpha, alpha)).pvalue > 0.01
+    assert kstest(shares, "beta", args=(2 * alpha, 2 * alpha)).pvalue < 1e-3
 
 
 def test_the_share_of_cutmix_is_kept():
