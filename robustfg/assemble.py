@@ -13,6 +13,7 @@ from robustfg.attacks import Attack
 from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
 from robustfg.config import build, refuse_untrusted_config
+from robustfg.data.annotations import privileged_of
 from robustfg.data.datamodule import DataModule
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
@@ -25,9 +26,13 @@ from robustfg.training.callbacks import TrainingBar
 Config = Mapping[str, Any]
 
 
+OF_THE_SOURCE = ("root", "download", "crop", "expect_official")
+"""Keys of the data node that only its source reads, through interpolation."""
+
+
 def data_of(config: Config) -> DataModule:
     """The data module; keys of the node that only its source reads are left out."""
-    node = {key: value for key, value in config["data"].items() if key not in ("root", "download")}
+    node = {key: value for key, value in config["data"].items() if key not in OF_THE_SOURCE}
     if "_target_" not in node:
         raise UserError("data is not chosen; without a checkpoint choose it, such as data=folder data.root=…")
     data = build(node, "data")
@@ -119,6 +124,7 @@ def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessE
         "run": config["run_name"],
         **{key: names[key] for key in ("data", "model", "loss")},
         "seed": config["seed"],
+        "privileged": privileged_of(data.source),
     }
     loading = ("batch_size", "eval_batch_size", "num_workers", "cache", "root", "download")
     context = {"data": {k: v for k, v in config["data"].items() if k not in loading}, "model": config["model"]}

@@ -10,7 +10,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robustfg.assemble import attacks_of
+from robustfg.assemble import OF_THE_SOURCE, attacks_of
 from robustfg.config import CONF, build, plain, refuse_untrusted, register_schemas
 from robustfg.errors import UserError
 
@@ -71,7 +71,7 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
         if path == "evaluation":
             arguments.pop("validation")
         if path == "data":
-            arguments = {key: value for key, value in arguments.items() if key not in ("root", "download")}
+            arguments = {key: value for key, value in arguments.items() if key not in OF_THE_SOURCE}
         top = path.split(".")[0]
         if path == "attack.transfer":
             arguments["surrogate_name"] = "given by the program"

@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfg.data.annotations import Taxonomy
 from robustfg.data.birds_drawing import Colour, Dice, Outline, Scene, Shape, arc, compose, masks, paint, polygon
 
 Look = tuple[tuple[Outline, Colour], ...]  # of one part, from back to front
@@ -212,6 +213,7 @@ class Birds:
         species = [s for genus in range(num_genera) for s in species_of(genus, species_per_genus)]
         self.classes = tuple(s.name for s in species)
         self.genera: tuple[str, ...] | None = tuple(s.genus for s in species)
+        self.taxonomy: Taxonomy = {"genus": self.genera}
         self.deciding_parts = tuple(s.deciding_parts for s in species)
         split = partial(BirdSplit, species=species, image_size=image_size, difficulty=difficulty, seed=seed)
         self.train = split("train", train)

@@ -3,6 +3,7 @@
 import numpy as np
 from torchvision import datasets
 
+from robustfg.data.annotations import Taxonomy
 from robustfg.data.arrays import ArraySplit
 from robustfg.errors import UserError
 
@@ -27,6 +28,7 @@ class Cifar10:
             ) from error
         self.classes: tuple[str, ...] = tuple(train.classes)
         self.genera: tuple[str, ...] | None = None
+        self.taxonomy: Taxonomy = {}
         self.train = ArraySplit(train.data, np.asarray(train.targets, np.int64), "train")
         self.test = ArraySplit(test.data, np.asarray(test.targets, np.int64), "test")
         self.val = None

@@ -8,10 +8,11 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
 
+from robustfg.data.annotations import WithFiles
 from robustfg.data.sampler import EpochSampler, ExactDistributedSampler
 from robustfg.data.samples import FitSquare, Samples, Transform
 from robustfg.data.source import Source, Split
-from robustfg.data.splits import Positions, balanced_subset, fingerprint, stratified
+from robustfg.data.splits import Positions, balanced_subset, fingerprint, manifest, stratified
 from robustfg.errors import UserError
 from robustfg.types import Batch
 
@@ -28,7 +29,8 @@ class DataModule(pl.LightningDataModule):
         eval_batch_size: samples per evaluation batch and process; None for ``batch_size``.
         val_fraction: share of every training class carved out for validation.
         split_seed: chooses which; apart from the training seed, so that seeds are compared on the same samples.
-        augment: torchvision v2 transforms applied to uint8 training images.
+        augment: one transform, or several in a row, applied to uint8 training images ``(3, H, W)`` before they are
+            brought to the final size.
         crop_ratio: how much of the shorter side the centre crop keeps when images must be resized.
         keep_aspect: False to stretch images to the square.
         cache: decode every image once and keep it in memory.
@@ -49,7 +51,7 @@ class DataModule(pl.LightningDataModule):
         eval_batch_size: int | None = None,
         val_fraction: float = 0.1,
         split_seed: int = 0,
-        augment: Sequence[Transform] = (),
+        augment: Transform | Sequence[Transform] = (),
         crop_ratio: float = 1.0,
         keep_aspect: bool = True,
         cache: bool = False,
@@ -72,7 +74,8 @@ class DataModule(pl.LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.num_workers = num_workers
         self.fit_square = FitSquare(size=image_size, crop_ratio=crop_ratio, keep_aspect=keep_aspect)
-        self.augmented = v2.Compose([*augment, self.fit_square])
+        augmentations = [augment] if callable(augment) else augment
+        self.augmented = v2.Compose([*augmentations, self.fit_square])
         self.positions = self._split(val_fraction, split_seed, max_test_samples)
         self.evaluated = "test"
         self._batches_seen = 0
@@ -84,14 +87,16 @@ class DataModule(pl.LightningDataModule):
         return self.source.classes
 
     def describe(self) -> dict[str, dict[str, object]]:
-        """Size and fingerprint of every split."""
-        return {
-            name: {
-                "n": len(positions),
-                "ids_sha256": fingerprint(positions, self._split_of(name).keys, self._split_of(name).labels),
-            }
-            for name, positions in self.positions.items()
-        }
+        """Size and fingerprint of every split, and of its files where images are files."""
+        return {name: self._described(name, positions) for name, positions in self.positions.items()}
+
+    def _described(self, name: str, positions: Positions) -> dict[str, object]:
+        split = self._split_of(name)
+        facts = {"n": len(positions), "ids_sha256": fingerprint(positions, split.keys, split.labels)}
+        if isinstance(split, WithFiles):
+            keys = [split.keys[position] for position in positions]
+            facts["manifest_sha256"] = manifest(keys, split.sizes[positions], split.labels[positions])
+        return facts
 
     def keys(self, split: str) -> Mapping[int, str]:
         """Where every sample of a split comes from, by id."""

@@ -3,6 +3,7 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
+from robustfg.data.annotations import Taxonomy
 from robustfg.data.arrays import ArraySplit
 from robustfg.data.splits import stratified
 
@@ -21,6 +22,7 @@ class Digits:
         train, test = stratified(labels, test_fraction, seed=0)
         self.classes = tuple(str(name) for name in digits.target_names)
         self.genera = None
+        self.taxonomy: Taxonomy = {}
         self.train = ArraySplit(images[train], labels[train], "train")
         self.test = ArraySplit(images[test], labels[test], "test")
         self.val = None

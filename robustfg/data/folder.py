@@ -1,39 +1,17 @@
 """Any tree of images with one folder per class."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
 
+from robustfg.data.annotations import Taxonomy
+from robustfg.data.files import FileSplit
 from robustfg.data.splits import stratified
 from robustfg.errors import UserError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 TREE = "root/<class>/*.jpg, or root/train/<class>/*.jpg beside root/test/<class>/*.jpg (and root/val/… if there is one)"
-
-
-@dataclass(frozen=True)
-class FileSplit:
-    """Images in files; satisfies ``Split``."""
-
-    root: Path
-    keys: Sequence[str]
-    """Paths below the root, sorted by class and name."""
-    labels: NDArray[np.int64] = field(repr=False)
-
-    def image(self, position: int) -> NDArray[np.uint8]:
-        """Decodes as RGB, turned as its EXIF data say. Raises ``UserError`` with the path if that fails."""
-        path = self.root / self.keys[position]
-        try:
-            with Image.open(path) as image:
-                if image.mode[0] in "IF":  # Pillow would clip these to white
-                    raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
-                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-        except Exception as error:  # decoders raise all sorts of things on damaged files
-            raise UserError(f"cannot read the image {path} ({error}); replace or remove it") from error
 
 
 class Folder:
@@ -59,6 +37,7 @@ class Folder:
         if given and "train" not in given:
             raise UserError(f"data.root={folder} has {' and '.join(given)} but no train folder; expected {TREE}")
         self.genera = None
+        self.taxonomy: Taxonomy = {}
         self.val: FileSplit | None = None
         if "train" in given and len(given) > 1:
             self.classes = _classes(given["train"])

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision import datasets
 
+from robustfg.data.annotations import Taxonomy
 from robustfg.data.arrays import ArraySplit
 from robustfg.errors import UserError
 
@@ -35,6 +36,7 @@ class Idx:
                 ) from error
         self.classes = self.default_classes
         self.genera = None
+        self.taxonomy: Taxonomy = {}
         self.train = self._split(folder, "train")
         self.test = self._split(folder, "t10k")
         self.val = None

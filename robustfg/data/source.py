@@ -23,7 +23,7 @@ class Split(Protocol):
 
 
 class Source(Protocol):
-    """A data set with its own train and test splits."""
+    """A data set with its own train and test splits. What else one may know is in ``annotations.py``."""
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -54,7 +54,11 @@ def _origin(folder: Path) -> list[tuple[str, str]]:
         ("packages", ", ".join(f"{name} {version}" for name, version in origin["packages"].items())),
         ("machine", f"{origin['machine']['platform']}, GPUs: {', '.join(origin['machine']['gpus']) or 'none'}"),
         *(
-            (f"{name} split", f"{split['n']} samples, ids {split['ids_sha256'][:12]}…")
+            (f"{name} split", f"{split['n']} samples, ids {split['ids_sha256'][:12]}…{_files(split)}")
             for name, split in origin["splits"].items()
         ),
     ]
+
+
+def _files(split: Mapping[str, Any]) -> str:
+    return f", files {split['manifest_sha256'][:12]}…" if "manifest_sha256" in split else ""

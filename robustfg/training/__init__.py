@@ -6,6 +6,7 @@ from robustfg.training.fast import Fast
 from robustfg.training.free import Free
 from robustfg.training.guard import Guard
 from robustfg.training.mart import Mart
+from robustfg.training.mixup import Mixup
 from robustfg.training.regime import Regime, Standard
 from robustfg.training.schedule import Constant, Cosine, MultiStep, Schedule, Step
 from robustfg.training.trades import Trades
@@ -18,6 +19,7 @@ __all__ = [
     "Free",
     "Guard",
     "Mart",
+    "Mixup",
     "MultiStep",
     "Regime",
     "Schedule",

@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from robustfg.data.folder import FileSplit, Folder
+from robustfg.data.files import FileSplit
+from robustfg.data.folder import Folder
 from robustfg.errors import UserError
 
 RED = (200, 30, 10)

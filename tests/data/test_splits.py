@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustfg.data.splits import balanced_subset, fingerprint, stratified
+from robustfg.data.splits import balanced_subset, fingerprint, manifest, stratified
 
 LABELS = st.lists(st.integers(0, 6), max_size=80).map(lambda labels: np.asarray(labels, np.int64))
 FRACTIONS = st.floats(0.01, 0.99)
@@ -120,3 +120,12 @@ def test_the_fingerprint_ignores_samples_outside_the_split():
     split = np.asarray([0, 1])
     one = fingerprint(split, ["a", "b", "c"], np.asarray([0, 1, 2]))
     assert fingerprint(split, ["a", "b", "other"], np.asarray([0, 1, 9])) == one
+
+
+def test_a_manifest_is_a_hash_over_sorted_names_sizes_and_labels():
+    lines = b"a.jpg\t7\t1\nb.jpg\t5\t0\n"
+    sizes, labels = np.array([5, 7]), np.array([0, 1])
+    expected = hashlib.sha256(lines).hexdigest()
+    assert manifest(["b.jpg", "a.jpg"], sizes, labels) == expected
+    assert manifest(["a.jpg", "b.jpg"], sizes[::-1], labels[::-1]) == expected
+    assert manifest(["a.jpg", "b.jpg"], sizes, labels) != expected

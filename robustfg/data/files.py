@@ -1,0 +1,52 @@
+"""Splits whose images lie in files, and how such a file is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from robustfg.errors import UserError
+
+
+def read_image(path: Path, *, upright: bool = True) -> NDArray[np.uint8]:
+    """An image as RGB, ``(H, W, 3)``. Raises ``UserError`` with the path if it cannot be read.
+
+    Args:
+        path: the file.
+        upright: turn the picture as its EXIF data say; False where annotations refer to the pixels as stored.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.mode[0] in "IF":  # Pillow would clip these to white
+                raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
+            return np.array((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
+    except Exception as error:  # decoders raise all sorts of things on damaged files
+        raise UserError(f"cannot read the image {path} ({error}); replace or remove it") from error
+
+
+@dataclass(frozen=True)
+class FileSplit:
+    """Images in files; satisfies ``Split``."""
+
+    root: Path
+    keys: Sequence[str]
+    """Paths below the root."""
+    labels: NDArray[np.int64] = field(repr=False)
+
+    def image(self, position: int) -> NDArray[np.uint8]:
+        """Decodes as RGB, turned as its EXIF data say. Raises ``UserError`` with the path if that fails."""
+        return read_image(self.root / self.keys[position])
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Bytes of every file, ``(N,)``. Raises ``UserError`` that names the first missing one."""
+        try:
+            return np.array([(self.root / key).stat().st_size for key in self.keys], np.int64)
+        except OSError as error:
+            raise UserError(
+                f"data.root={self.root}: the image {error.filename} is missing; unpack the archive again"
+            ) from error
