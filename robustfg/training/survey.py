@@ -40,7 +40,7 @@ def conduct(name: str, trainer: pl.Trainer, backbone: nn.Module, loss: LossModul
     if dist.is_available() and dist.is_initialized():
         for buffer in (*backbone.buffers(), *loss.buffers()):  # as DDP does before it trains; else shards would differ
             dist.broadcast(buffer, 0)
-    with attackable(nn.ModuleList([backbone, loss])), torch.no_grad(), exact_arithmetic():
+    with attackable(nn.ModuleList([backbone, loss])), exact_arithmetic(), torch.no_grad():
         for batch in data.survey_dataloader():
             there = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
             survey.see(backbone(there.image), there.label, there.index)

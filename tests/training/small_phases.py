@@ -83,11 +83,11 @@ def phases():
     return Phases((warm, joint, last))
 
 
-def classifier(plan, backbone=None, dropout=0.0):
+def classifier(plan, backbone=Backbone, dropout=0.0):
     torch.manual_seed(0)
     return Classifier(
-        backbone=backbone or Backbone(),
-        loss=Means(channels=(backbone or Backbone).channels, num_classes=5, dropout=dropout), num_classes=5,
+        backbone=backbone(),
+        loss=Means(channels=backbone.channels, num_classes=5, dropout=dropout), num_classes=5,
         optimizer=lambda groups: torch.optim.SGD(groups, lr=0.02, momentum=0.9, weight_decay=0.1), phases=plan,
     )  # fmt: skip
 

@@ -1,7 +1,6 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_classifiers import Backbone
 from small_phases import Means, classifier, fitted, phases
 
 from robustfg.errors import UserError
@@ -104,4 +103,4 @@ def test_groups_that_miss_a_parameter_are_refused(monkeypatch):
 
 def test_more_phases_than_epochs_are_refused():
     with pytest.raises(UserError, match=r"trainer\.max_epochs must be >= 3, one for each of loss\.phases, got 2"):
-        fitted(classifier(phases(), Backbone()), max_epochs=2)
+        fitted(classifier(phases()), max_epochs=2)
