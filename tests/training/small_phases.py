@@ -98,5 +98,5 @@ def data(batch_size=8):
 
 
 def fitted(model, batch_size=8, **options):
-    trainer(**({"max_epochs": 4} | options)).fit(model, data(batch_size))
+    trainer(**({"max_epochs": 4, "limit_train_batches": 6} | options)).fit(model, data(batch_size))
     return model

@@ -6,6 +6,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 from small_classifiers import trainer
 from small_phases import ClassMeans, Means, classifier, data, fitted, phases
 from toy import SIZE, Convolutions
+from two_ranks import found_by_two
 
 from robustfg.errors import UserError
 from robustfg.training import Phase, Phases
@@ -275,3 +276,14 @@ def test_a_decoded_image_is_kept_once_for_training_and_surveys():
     module.cache = True
     assert module.samples("train").under(module.fit_square).decoded is module.samples("train").decoded
     assert isinstance(classifier(None).loss, Means)
+
+
+@pytest.mark.process
+def test_two_processes_hold_the_same_weights_and_those_of_one(tmp_path):
+    one, (first, second) = fitted(classifier(phases())), found_by_two("phase_ranks.py", tmp_path)
+    for name, value in one.state_dict().items():
+        assert torch.equal(first["Backbone"]["weights"][name], second["Backbone"]["weights"][name]), name
+        assert torch.allclose(value, first["Backbone"]["weights"][name], rtol=1e-7, atol=1e-9), name
+    assert first["Backbone"]["surveys"] == second["Backbone"]["surveys"] == one.loss.surveys
+    # Running averages differ between processes; what a survey makes of them may not.
+    assert torch.equal(*(found["Convolutions"]["weights"]["loss.means"] for found in (first, second)))
