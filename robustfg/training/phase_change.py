@@ -13,6 +13,7 @@ from robustfg.losses import LossModule
 from robustfg.training.callbacks import WarmedEma
 from robustfg.training.phases import BACKBONE, Phase, Phases, parameter_groups
 from robustfg.training.survey import conduct
+from robustfg.training.watch import Watch
 
 
 class PhaseChange(pl.Callback):
@@ -20,7 +21,8 @@ class PhaseChange(pl.Callback):
 
     It acts before the first batch that a process trains on in a phase, not at the start of an epoch, because Lightning
     leaves that hook out where a checkpoint is resumed. What a checkpoint tells to have been done is not done again.
-    A weight average begins anew with every phase. Results of surveys are logged as ``survey/<survey>/<name>``.
+    A weight average begins anew with every phase, and a guard's last good weights become the phase's first. Results of
+    surveys are logged as ``survey/<survey>/<name>``.
 
     Args:
         phases: of the whole run.
@@ -67,7 +69,7 @@ class PhaseChange(pl.Callback):
             if phase.fresh_optimizer:
                 optimizer.state.clear()
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                if isinstance(callback, WarmedEma):
+                if isinstance(callback, WarmedEma | Watch):
                     callback.restart(pl_module)
             self.begun, self.surveyed = index + 1, 0
         self._apply(phase, optimizer)

@@ -2,7 +2,7 @@
 
 import torch
 from small_classifiers import Backbone
-from small_phases import classifier, fitted, phases
+from small_phases import ClassMeans, classifier, fitted, phases
 from toy import Convolutions
 from two_ranks import joined, strategy
 

@@ -3,13 +3,13 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from small_classifiers import trainer
+from small_classifiers import guard, pgd, trainer
 from small_phases import ClassMeans, Means, classifier, data, fitted, phases
 from toy import SIZE, Convolutions
 from two_ranks import found_by_two
 
 from robustfg.errors import UserError
-from robustfg.training import Phase, Phases
+from robustfg.training import Fast, Phase, Phases
 from robustfg.training.callbacks import SaveOnInterrupt, WarmedEma
 from robustfg.training.selection import BestCheckpoint, LastPhaseStopping
 
@@ -60,7 +60,7 @@ def trained_by_hand():
             image, label = unaugmented(module)
             with torch.no_grad():
                 embedding = model.backbone(image).mean((2, 3))
-                means.copy_(torch.stack([embedding[label == k].mean(0) for k in range(5)]))
+                means.copy_((means + torch.stack([embedding[label == k].mean(0) for k in range(5)])) / 2)
         loader.sampler.set_epoch(epoch)
         for batch in loader:
             embedding = model.backbone(batch.image.double()).mean((2, 3))
@@ -120,6 +120,29 @@ def test_a_frozen_backbone_keeps_its_running_averages_unless_told_otherwise(froz
     name = "backbone.layers.3.running_mean"
     assert torch.equal(notes.weights[5][name], before[name]) == frozen_norms
     assert not torch.equal(notes.weights[6][name], notes.weights[5][name])
+
+
+def test_a_group_that_is_frozen_later_loses_its_state_and_stays():
+    plan = Phases((Phase(name="joint", epochs=1), Phase(name="frozen", epochs=1, lr={"backbone": 0})))
+    notes = noted(classifier(plan), max_epochs=2)
+    assert len(notes.state[5]) == 6
+    assert notes.state[6] == {"loss.means", "loss.last.weight"}
+    assert all(torch.equal(v, notes.weights[11][k]) for k, v in notes.weights[5].items() if k.startswith("backbone"))
+
+
+def test_a_guard_never_brings_back_weights_from_before_a_survey():
+    watched = guard(checks_per_epoch=1)
+    model = classifier(phases())
+    model.regime = Fast(attack={"fast": pgd(1, "fast")}, guard=watched)
+    kept = []
+
+    class Look(pl.Callback):
+        def on_before_zero_grad(self, *_):
+            kept.append(watched.weights and watched.weights["loss.means"].clone())
+
+    fitted(model, callbacks=[Look()], limit_train_batches=5)
+    assert torch.equal(kept[15], model.loss.means)  # as the survey left them; the last phase freezes them
+    assert not torch.equal(kept[14], kept[15])
 
 
 def test_a_survey_sees_every_training_sample_once_and_only_once_a_run():
@@ -247,17 +270,21 @@ def test_training_is_not_stopped_before_the_last_phase(tmp_path):
     assert selected(tmp_path / "b", None, 0.9, 0.8, 0.7, 0.3, patience=2) == (0, 3)
 
 
-def test_an_average_of_the_weights_begins_anew_with_every_phase():
+def test_an_average_of_the_weights_begins_anew_with_every_phase_and_keeps_what_is_frozen():
     averages = []
 
     class Look(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *rest):
-            pairs = zip(ema._average_model.module.parameters(), pl_module.parameters(), strict=True)
-            averages.append(all(torch.equal(a, b) for a, b in pairs))
+            average = dict(ema._average_model.module.named_parameters())
+            averages.append({name for name, value in pl_module.named_parameters() if torch.equal(value, average[name])})
 
-    ema = WarmedEma(decay=0.9)
-    fitted(classifier(phases()), callbacks=[ema, Look()], **SINGLE)
-    assert [step for step, same in enumerate(averages) if same] == [0, 6, 18]
+    ema, model = WarmedEma(decay=0.9), classifier(phases())
+    fitted(model, callbacks=[ema, Look()], **SINGLE)
+    names = {name for name, _ in model.named_parameters()}
+    assert [step for step, same in enumerate(averages) if same == names] == [0, 6, 18]
+    assert all(
+        averages[step] == {name for name in names if name.startswith(FROZEN[step // 6])} for step in (3, 9, 15, 21)
+    )
 
 
 def test_images_of_the_survey_are_not_augmented():
@@ -285,5 +312,6 @@ def test_two_processes_hold_the_same_weights_and_those_of_one(tmp_path):
         assert torch.equal(first["Backbone"]["weights"][name], second["Backbone"]["weights"][name]), name
         assert torch.allclose(value, first["Backbone"]["weights"][name], rtol=1e-7, atol=1e-9), name
     assert first["Backbone"]["surveys"] == second["Backbone"]["surveys"] == one.loss.surveys
-    # Running averages differ between processes; what a survey makes of them may not.
-    assert torch.equal(*(found["Convolutions"]["weights"]["loss.means"] for found in (first, second)))
+    found = [rank["Convolutions"] for rank in (first, second)]
+    assert torch.equal(*(rank["weights"]["loss.means"] for rank in found))
+    assert torch.equal(*found[0]["features"])  # with one rank's running averages, which a checkpoint would hold
