@@ -23,7 +23,7 @@ class Means(LossModule):
         self.coefficients = {"pull": 0.5}
         self.means = nn.Parameter(torch.randn(num_classes, channels))
         self.last, self.dropout = nn.Linear(num_classes, num_classes, bias=False), nn.Dropout(dropout)
-        self.surveys = []  # begun in this process
+        self.surveys, self.surveyed = [], None  # in this process: all ids, and the last one's embeddings
 
     def forward(self, feature_map):
         embedding = self.dropout(feature_map.mean((2, 3)))
@@ -60,6 +60,7 @@ class ClassMeans(Survey):
     def conclude(self, findings):
         rows = sorted((row for part in findings for row in part), key=lambda row: row[0])
         self.loss.surveys.append([index for index, _, _ in rows])
+        self.loss.surveyed = torch.stack([embedding for _, _, embedding in rows])
         for label in range(len(self.loss.means)):
             mine = torch.stack([embedding for _, other, embedding in rows if other == label])
             self.loss.means[label] = (self.loss.means[label] + mine.mean(0)) / 2
