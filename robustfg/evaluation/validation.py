@@ -12,7 +12,8 @@ from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
 from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.gather import total
-from robustfg.evaluation.measure import Classify, exact_arithmetic
+from robustfg.evaluation.measure import Classify
+from robustfg.models.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 

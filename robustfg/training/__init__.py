@@ -1,4 +1,4 @@
-"""Regimes and learning-rate schedules."""
+"""Regimes, phases and learning-rate schedules."""
 
 from robustfg.training.adversarial import Adversarial
 from robustfg.training.awp import WeightPerturbation
@@ -7,6 +7,8 @@ from robustfg.training.free import Free
 from robustfg.training.guard import Guard
 from robustfg.training.mart import Mart
 from robustfg.training.mixup import Mixup
+from robustfg.training.phase_change import PhaseChange
+from robustfg.training.phases import Phase, Phases
 from robustfg.training.regime import Regime, Standard
 from robustfg.training.schedule import Constant, Cosine, MultiStep, Schedule, Step
 from robustfg.training.trades import Trades
@@ -21,6 +23,9 @@ __all__ = [
     "Mart",
     "Mixup",
     "MultiStep",
+    "Phase",
+    "PhaseChange",
+    "Phases",
     "Regime",
     "Schedule",
     "Standard",

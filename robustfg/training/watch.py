@@ -52,12 +52,14 @@ class Watch(pl.Callback):
             worst = "max" if name == "overfitting" else "min"
             pl_module.log(f"train/{name}", value, on_step=False, on_epoch=True, reduce_fx=worst, rank_zero_only=False)
         if good:
-            self.guard.weights = [
-                {name: value.detach().clone() for name, value in model.state_dict().items()}
-                for model in _models(trainer, pl_module)
-            ]
+            self.guard.weights = _weights(trainer, pl_module)
         else:
             self._mend(trainer, pl_module, single, multi)
+
+    def restart(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
+        """Takes the model's present weights for those of the last good check, which a survey has outdated."""
+        if self.guard.weights is not None:
+            self.guard.weights = _weights(trainer, model)
 
     @property
     def _attacks(self) -> tuple[Attack, Attack]:
@@ -94,6 +96,10 @@ class Watch(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.guard.load_state_dict(state_dict)
+
+
+def _weights(trainer: pl.Trainer, model: pl.LightningModule) -> list[dict[str, Tensor]]:
+    return [{k: v.detach().clone() for k, v in each.state_dict().items()} for each in _models(trainer, model)]
 
 
 def _models(trainer: pl.Trainer, model: pl.LightningModule) -> list[nn.Module]:

@@ -1,0 +1,21 @@
+"""Trains through phases as one of two processes: python phase_ranks.py rank port folder."""
+
+import torch
+from small_classifiers import Backbone
+from small_phases import classifier, data, fitted, phases
+from toy import Convolutions
+from two_ranks import joined, strategy
+
+rank, folder = joined()
+found = {}
+for backbone in (Backbone, Convolutions):
+    model = fitted(classifier(phases(), backbone), batch_size=4, strategy=strategy(), devices=2)
+    with torch.no_grad():  # the last phase leaves the backbone as the survey saw it
+        images = torch.cat([batch.image for batch in data().survey_dataloader()]).double()
+        embedding = model.eval().backbone(images).mean((2, 3))
+    found[backbone.__name__] = {
+        "weights": model.state_dict(),
+        "surveys": model.loss.surveys,
+        "embeddings": (model.loss.surveyed, embedding),
+    }
+torch.save(found, folder / f"{rank}.pt")
