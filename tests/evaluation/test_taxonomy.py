@@ -19,7 +19,7 @@ def told(index, attack, restart, label, prediction, margin):
 def test_errors_are_counted_where_a_hand_count_finds_them():
     table = table_of(
         [
-            told(1, CLEAN, 0, 0, 0, 2.0), told(1, "a", 0, 0, 1, -1.0), told(1, "a", 1, 0, 2, -3.0),  # the worse one counts
+            told(1, CLEAN, 0, 0, 0, 2.0), told(1, "a", 0, 0, 1, -1.0), told(1, "a", 1, 0, 2, -3.0),  # the worse
             told(2, CLEAN, 0, 3, 4, -1.0), told(2, "a", 0, 3, 4, -1.0), told(2, "a", 1, 3, 4, -1.0),
             told(3, CLEAN, 0, 4, 4, 5.0), told(3, "a", 0, 4, 4, 1.0), told(3, "a", 1, 4, 4, 0.5),
         ]
