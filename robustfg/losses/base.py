@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustfg.errors import UserError
+from robustfg.losses.explain import nearness
 from robustfg.types import Output
 
 
@@ -84,14 +85,17 @@ class LossModule(nn.Module, ABC):
     def evidence(self, feature_map: Tensor, output: Output) -> dict[str, Tensor]:
         """Where the evidence for the decision lies, by name: maps ``(B, h, w)``, larger is more, 0 is none.
 
-        Default: the output's maps of one channel. A loss with prototypes adds what brings the predicted class's closest
-        one forward.
+        Default: the output's maps of one channel, and ``prototype`` where it has a ``class_distance``: how near every
+        position lies to the closest prototype of the predicted class.
 
         Args:
             feature_map: what ``forward`` was given.
             output: what it gave.
         """
-        return {name: maps[:, 0] for name, maps in output.maps.items() if maps.shape[1] == 1}
+        found = {name: maps[:, 0] for name, maps in output.maps.items() if maps.shape[1] == 1}
+        if "class_distance" in output.maps:
+            found["prototype"] = nearness(output.maps["class_distance"], output.logits.argmax(1))
+        return found
 
 
 class Embedding(nn.Module):

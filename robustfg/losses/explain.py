@@ -19,11 +19,15 @@ def class_activation(feature_map: Tensor, weight: Tensor, predicted: Tensor) -> 
     return einsum("bc,bchw->bhw", contrast[predicted], feature_map).clamp_min(0)
 
 
-def of_class(maps: Tensor, chosen: Tensor) -> Tensor:
-    """One class's map of every sample, ``(B, h, w)``.
+def nearness(class_distance: Tensor, predicted: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """How near every position lies to the predicted class's closest prototype, ``(B, h, w)``.
+
+    log((d + 1) / (d + epsilon)), the similarity of Chen et al., "This Looks Like That" (NeurIPS 2019).
 
     Args:
-        maps: ``(B, K, h, w)``.
-        chosen: ``(B,)`` classes.
+        class_distance: ``(B, K, h, w)`` squared distances to every class's closest prototype.
+        predicted: ``(B,)`` classes.
+        epsilon: as released.
     """
-    return maps.take_along_dim(chosen[:, None, None, None], dim=1).squeeze(1)
+    distance = class_distance.take_along_dim(predicted[:, None, None, None], dim=1).squeeze(1)
+    return ((distance + 1) / (distance + epsilon)).log()
