@@ -157,7 +157,7 @@ class RobustnessEvaluation(pl.Callback):
         worst = self._claimed(trainer)
         if self.perturbations:
             self.store.write_perturbations(self.folder / "perturbations", world, worst)
-        self._write_gallery(trainer, table, worst)
+        self._write_gallery(trainer, pl_module, table, worst)
         if trainer.is_global_zero:
             write_table(table, self.folder / "records.parquet")
             beside = self.folder / "summary.tmp"
@@ -234,7 +234,9 @@ class RobustnessEvaluation(pl.Callback):
                     owner[index] = rank
         return {index: ranks[rank][index] for index, rank in owner.items() if rank == trainer.global_rank}
 
-    def _write_gallery(self, trainer: pl.Trainer, table: Any, worst: dict[int, float]) -> None:
+    def _write_gallery(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, table: Any, worst: dict[int, float]
+    ) -> None:
         """Clean image and perturbation of the first broken samples that are right when clean."""
         right = correct_per_sample(table, [CLEAN]) & ~correct_per_sample(table, self.attacks)
         broken = np.unique(column(table, "index"))[right].tolist()
@@ -243,7 +245,8 @@ class RobustnessEvaluation(pl.Callback):
             p.index: p for part in gathered(list(self.store.perturbations(trainer.world_size, chosen))) for p in part
         }
         if trainer.is_global_zero and found:
-            write_gallery(self.folder / "gallery.npz", _data(trainer).samples(self.split), table, found)
+            model, samples = cast(Evaluated, pl_module), _data(trainer).samples(self.split)
+            write_gallery(self.folder / "gallery.npz", model, pl_module.device, samples, table, found)
 
 
 def _data(trainer: pl.Trainer) -> DataModule:

@@ -7,10 +7,10 @@ import torch
 from robustfg.data.samples import FitSquare
 
 FITS = {
-    "enlarged and cropped": dict(size=96, crop_ratio=0.75),
-    "reduced and cropped": dict(size=24, crop_ratio=0.875),
-    "kept whole": dict(size=40),
-    "stretched": dict(size=50, keep_aspect=False),
+    "enlarged and cropped": {"size": 96, "crop_ratio": 0.75},
+    "reduced and cropped": {"size": 24, "crop_ratio": 0.875},
+    "kept whole": {"size": 40},
+    "stretched": {"size": 50, "keep_aspect": False},
 }
 SHAPES = [(61, 43), (43, 61), (48, 90), (40, 40), (37, 38)]
 

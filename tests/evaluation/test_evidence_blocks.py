@@ -1,5 +1,6 @@
 """The whole evaluation on annotated data: against a naive recomputation, on two processes, and interrupted."""
 
+import io
 import json
 import math
 import os
@@ -14,9 +15,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
+import toy
+from rich.console import Console
 
 from robustfg.attacks import Attack
 from robustfg.evaluation.regions import TOLERANCE
+from robustfg.reporting import print_summary, write_page
 
 BLOCKS = ("taxonomy", "attention", "separation", "not_measured")
 
@@ -205,3 +209,51 @@ def test_two_processes_with_uneven_shards_find_what_one_does(whole, tmp_path):
     assert len(ours) == len(theirs)
     for row, other in zip(ours, theirs, strict=True):
         assert other == {k: pytest.approx(v, abs=1e-4) if isinstance(v, float) else v for k, v in row.items()}
+
+
+def test_page_and_terminal_show_the_evidence(whole):
+    summary, console = summary_of(whole), Console(width=200, record=True, quiet=False, file=io.StringIO())
+    page = write_page(whole.parent)
+    print_summary(summary, page, console)
+    text, html = console.export_text(), page.read_text()
+    genus, found = summary["taxonomy"]["genus"]["worst_case"], summary["attention"]["attention"]
+    assert f"Errors inside the genus: clean 0 of 2 (33.3 % by chance), worst case {genus['inside']} of" in text
+    assert f"{found['attacked']['parts']['ratio']:.1f}× chance attacked" in text
+    assert "dead maps 0 of 29 clean" in text
+    assert f"Latent space: {summary['separation']['separated']} of 4 classes" in text
+    rho = summary["separation"]["attacks"]["pairs"]["rho"]
+    for shown in (text, html):
+        assert f"{rho:.2f} (p " in shown
+    for heading in ("Errors by taxonomy", "Where the evidence lies", "Latent separation", "the map “attention”"):
+        assert heading in html
+    assert f'<td>attention</td><td>clean, all</td><td class="number">{found["clean"]["dead"]} of 31</td>' in html
+    mass, ratio = found["broken"]["parts"]["mass"], found["broken"]["parts"]["ratio"]
+    assert f"{100 * mass:.1f} %, {ratio:.2f}× chance" in html
+    for name in annotated.Annotated.classes:
+        assert f"<td>{name}</td>" in html
+    assert "Not measured" not in html
+
+
+def test_the_gallery_holds_the_map_of_the_clean_and_of_the_attacked_image(whole):
+    content, model = np.load(whole / "gallery.npz"), annotated.classifier()
+    assert str(content["map"]) == "attention"
+    for name, image in (
+        ("clean_map", content["clean"]),
+        ("attacked_map", (content["clean"] + content["delta"]).clip(0, 1)),
+    ):
+        with torch.no_grad():
+            naive = model(torch.from_numpy(image)).maps["attention"][:, 0]
+        assert np.allclose(content[name], naive, atol=1e-6)
+    assert not np.allclose(content["clean_map"], content["attacked_map"], atol=1e-3)
+
+
+def test_what_cannot_be_measured_says_why(classifier, tmp_path):
+    summary = toy.evaluate(
+        classifier, tmp_path, checks=0
+    )  # no genera, no annotations; a head with a class-activation map
+    assert summary["taxonomy"] is None
+    assert summary["not_measured"] == {"taxonomy": "the data tells no groups of classes"}
+    assert set(summary["attention"]["cam"]["clean"]) == {"n", "dead"}
+    assert summary["separation"]["n"] == 5
+    html = write_page(tmp_path).read_text()
+    assert "Not measured: taxonomy, since the data tells no groups of classes." in html
