@@ -55,6 +55,7 @@ class Annotations:
     def __init__(self, source: Source, split: Split, fit: FitSquare) -> None:
         self.fit, self.split = fit, split
         self.deciding: Sequence[Sequence[str]] | None = getattr(source, "deciding_parts", None)
+        self._seen: tuple[int, tuple[int, int]] | None = None
         self.parts, self.mask, self.box, self.keypoints = (
             getattr(split, name, None) for name in ("parts", "mask", "box", "keypoints")
         )
@@ -62,10 +63,15 @@ class Annotations:
     def of(self, batch: Batch) -> Regions:
         """The regions of a batch, on its device."""
         samples = list(zip(batch.index.tolist(), batch.label.tolist(), strict=True))
-        found = [self._masks(index, label) for index, label in samples]
-        masks = {name: np.stack([of_sample[name] for of_sample in found]) for name in found[0]} if found else {}
+        found, points = [], []
+        for index, label in samples:
+            found.append(self._masks(index, label))
+            if self.keypoints is not None:
+                points.append(self._points(index))
+        nothing = np.zeros((self.fit.size, self.fit.size), bool)
+        names = dict.fromkeys(name for of_sample in found for name in of_sample)
+        masks = {name: np.stack([of_sample.get(name, nothing) for of_sample in found]) for name in names}
         near = {name: np.stack([_near(mask) for mask in stack]) for name, stack in masks.items()}
-        points = [self._points(index) for index, _ in samples] if self.keypoints else []
         if points:
             near[KEYPOINTS] = np.stack([_near(_dotted(of_sample, self.fit.size)) for of_sample in points])
         return Regions(
@@ -75,13 +81,13 @@ class Annotations:
         )
 
     def _masks(self, index: int, label: int) -> dict[str, Mask]:
+        """The regions that the image has, in the fitted image."""
         found = {}
-        parts: Mapping[str, Mask] = self.parts(index) if self.parts else {}
+        parts: Mapping[str, Mask] = self.parts(index) if self.parts is not None else {}
         if parts and self.deciding:
             found[PARTS] = _union(parts, self.deciding[label])
         if self.mask is not None or parts:
-            whole = self.mask(index) if self.mask is not None else _union(parts, parts)
-            found[OBJECT] = whole
+            found[OBJECT] = self.mask(index) if self.mask is not None else _union(parts, parts)
         if self.box is not None:
             found[BOX] = _rectangle(self.box(index), *self._shape(index))
         return {name: self.fit.mask(mask) for name, mask in found.items()}
@@ -95,8 +101,11 @@ class Annotations:
         return seen
 
     def _shape(self, index: int) -> tuple[int, int]:
-        height, width = self.split.image(index).shape[:2]
-        return height, width
+        """Height and width of an image before it is fitted; the last one is remembered, for it has to be decoded."""
+        if self._seen is None or self._seen[0] != index:
+            height, width = self.split.image(index).shape[:2]
+            self._seen = index, (height, width)
+        return self._seen[1]
 
 
 def _union(parts: Mapping[str, Mask], names: Any) -> Mask:

@@ -136,6 +136,28 @@ def test_a_sample_without_the_region_is_left_out_and_one_dead_map_does_not_spoil
     assert found["m/dead"].tolist() == [0, 1, 0]
 
 
+def test_images_of_one_batch_may_have_different_annotations():
+    class Varying(Split):
+        def parts(self, position):
+            return {} if position == 0 else {"beak": rectangle(0, 4, 0, 4)}
+
+        def keypoints(self, position):
+            return {str(name): (float(name), 1.0) for name in range(2 * position)}
+
+    index = torch.arange(3)
+    found = Annotations(Source(), Varying(), FitSquare(size=SIZE)).of(
+        Batch(index, torch.zeros(3, dtype=torch.int64), index)
+    )
+    told = localise({"m": torch.ones(3, 2, 2)}, found)
+    assert told["m/parts_mass"].isnan().tolist() == [True, False, False]
+    assert told["m/keypoints_covered"].isnan().tolist() == [True, False, False]
+    assert told["m/keypoints_covered"][1:].tolist() == [1, 1]
+    assert found.keypoints[1].tolist() == [[1, 0], [1, 1], [-1, -1], [-1, -1]]
+    only = found[torch.tensor([False, True, False])]
+    assert torch.equal(only.masks["parts"][0], found.masks["parts"][1])
+    assert torch.equal(only.keypoints, found.keypoints[1:2])
+
+
 def test_a_map_of_one_position_says_nothing():
     assert localise({"m": torch.ones(2, 1, 1)}, Regions({}, {})) == {}
 
