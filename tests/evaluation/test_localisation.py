@@ -105,8 +105,8 @@ def test_keypoints_count_where_the_map_reaches_half_its_maximum():
 
 
 def test_a_box_holds_the_pixels_whose_centres_it_contains():
-    found = regions(box=(1.4, 2.0, 3.0, 2.6))  # columns 1.4 to 4.4, rows 2 to 4.6
-    assert torch.equal(found.masks["box"][0], torch.as_tensor(rectangle(2, 5, 1, 4)))
+    found = regions(box=(1.4, 2.6, 3.0, 2.6))  # columns 1.4 to 4.4, rows 2.6 to 5.2
+    assert torch.equal(found.masks["box"][0], torch.as_tensor(rectangle(3, 5, 1, 4)))
 
 
 def test_annotations_follow_the_image_through_resizing_and_cropping():
