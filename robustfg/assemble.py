@@ -37,6 +37,8 @@ def data_of(config: Config) -> DataModule:
 
 def classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:
     """The classifier with fresh weights, as ``train`` and a rebuilt checkpoint have it."""
+    if config.get("init_from") and (config["model"].get("pretrained") or config["model"].get("weights")):
+        raise UserError("init_from brings all weights; leave out model.pretrained and model.weights")
     backbone = build(config["model"], "model")
     loss = build(config["loss"], "loss", channels=backbone.channels, num_classes=len(classes))
     return Classifier(

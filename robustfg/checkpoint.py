@@ -14,12 +14,24 @@ from robustfg.errors import UserError
 PARTS = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed", "names")
 """Parts of the config without which a classifier cannot be rebuilt."""
 
+NAMED = 3
+"""Tensors of a kind that a message names."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What is needed to rebuild a classifier."""
+    """What is needed to rebuild a classifier.
+
+    Attributes:
+        path: the file.
+        option: the option that named it, for messages.
+        config: of the run that wrote it.
+        classes: names of the classes, in order.
+        state: the weights by name.
+    """
 
     path: Path
+    option: str
     config: dict[str, Any]
     classes: tuple[str, ...]
     state: dict[str, Tensor]
@@ -50,18 +62,20 @@ class Checkpoint:
             and ours["config"].keys() >= set(PARTS)
         ):
             raise UserError(f"{option}={path} was not written by robustfg.train")
-        return cls(path, ours["config"], tuple(ours["classes"]), content["state_dict"])
+        return cls(path, option, ours["config"], tuple(ours["classes"]), content["state_dict"])
 
     def load_into(self, module: nn.Module) -> None:
         """Copies the weights into a module of the same architecture. Raises ``UserError`` if it is another."""
         own = module.state_dict()
-        missing, extra = own.keys() - self.state.keys(), self.state.keys() - own.keys()
-        shapes = [key for key in own.keys() & self.state.keys() if own[key].shape != self.state[key].shape]
-        if missing or extra or shapes:
-            first = sorted(missing | extra | set(shapes))[0]
+        differences = {
+            "missing": own.keys() - self.state.keys(),
+            "unknown": self.state.keys() - own.keys(),
+            "of another shape": {k for k in own.keys() & self.state.keys() if own[k].shape != self.state[k].shape},
+        }
+        if found := [f"{_listed(names)} {what}" for what, names in differences.items() if names]:
             raise UserError(
-                f"{self.path} belongs to another architecture: {len(missing)} tensors missing, {len(extra)} unknown, "
-                f"{len(shapes)} of another shape ({first} the first); check model, loss and data.image_size"
+                f"{self.option}={self.path} belongs to another architecture: {'; '.join(found)}; check model, loss and "
+                "data.image_size"
             )
         module.load_state_dict(self.state)
 
@@ -71,6 +85,12 @@ class Checkpoint:
             differing = next((pair for pair in zip(self.classes, classes, strict=False) if pair[0] != pair[1]), None)
             detail = f"; class {differing[0]!r} against {differing[1]!r}" if differing else ""
             raise UserError(
-                f"data has {len(classes)} classes and {self.path} was trained on {len(self.classes)}{detail}; "
-                "choose the data it was trained on"
+                f"data has {len(classes)} classes and {self.option}={self.path} was trained on {len(self.classes)}"
+                f"{detail}; choose the data it was trained on"
             )
+
+
+def _listed(names: set[str]) -> str:
+    """The first names of a set, and how many more there are."""
+    shown = sorted(names)[:NAMED]
+    return ", ".join(shown) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")

@@ -59,6 +59,7 @@ class TrainRoot(Root):
     """Options of ``robustfg.train``."""
 
     monitor: str = MISSING
+    init_from: str | None = None
     test: bool = MISSING
     training: Any = MISSING
     optimizer: Any = MISSING

@@ -3,6 +3,7 @@
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -15,7 +16,9 @@ from robustfg import __version__
 PACKAGES = ("torch", "torchvision", "pytorch-lightning", "timm", "hydra-core", "torchmetrics", "numpy", "pillow")
 
 
-def provenance(*, seed: int, splits: dict[str, Any], command: list[str]) -> dict[str, Any]:
+def provenance(
+    *, seed: int, splits: dict[str, Any], command: list[str], init_from: Mapping[str, str] | None
+) -> dict[str, Any]:
     """Everything needed to tell later where a number came from, as plain containers."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -33,6 +36,7 @@ def provenance(*, seed: int, splits: dict[str, Any], command: list[str]) -> dict
         },
         "seed": seed,
         "splits": splits,
+        "init_from": init_from,
     }
 
 

@@ -21,10 +21,11 @@ from robustfg.config import from_yaml, to_yaml
 from robustfg.data.datamodule import DataModule
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
+from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.provenance import provenance
 from robustfg.reporting import print_summary, write_page
 
-IDENTITY = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed")
+IDENTITY = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed", "init_from")
 """Parts of the config that a continued run must share with what its folder holds."""
 
 MACHINE = {"num_workers", "cache", "eval_batch_size", "max_test_samples", "root", "download"}
@@ -72,14 +73,38 @@ def _essence(part: Any) -> Any:
     return {k: _essence(v) for k, v in part.items() if k not in MACHINE} if isinstance(part, dict) else part
 
 
+def start_from(config: Mapping[str, Any], classifier: Classifier, folder: Path) -> dict[str, str] | None:
+    """Puts the weights of ``init_from`` into the classifier of a new run; a continued one has its own.
+
+    Returns:
+        What is to be recorded about them: the file and a hash of the weights.
+    """
+    if config["init_from"] is None:
+        return None
+    origin = folder / "provenance.json"
+    if (folder / "checkpoints" / "last.ckpt").exists():  # what it began with was recorded then
+        return json.loads(origin.read_text()).get("init_from") if origin.exists() else None
+    checkpoint = Checkpoint.read(config["init_from"], "init_from")
+    checkpoint.expect_classes(tuple(classifier.stored["classes"]))
+    checkpoint.load_into(classifier)
+    say(f"Starting from {checkpoint.path}")
+    return {"checkpoint": str(checkpoint.path.resolve()), "weights_sha256": weights_sha256(classifier)}
+
+
 @rank_zero_only
 def write_origin(
-    config: Mapping[str, Any], folder: Path, data: DataModule, command: list[str], loggers: list[Logger]
+    config: Mapping[str, Any],
+    folder: Path,
+    data: DataModule,
+    command: list[str],
+    loggers: list[Logger],
+    *,
+    init_from: Mapping[str, str] | None = None,
 ) -> None:
     """config.yaml, provenance.json and splits.json, and the config on the dashboards, once for all processes."""
     folder.mkdir(parents=True, exist_ok=True)
     write_beside(folder / "config.yaml", to_yaml(config))
-    origin = provenance(seed=config["seed"], splits=data.describe(), command=command)
+    origin = provenance(seed=config["seed"], splits=data.describe(), command=command, init_from=init_from)
     write_beside(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     ids = {name: positions.tolist() for name, positions in data.positions.items()}
     write_beside(folder / "splits.json", json.dumps(ids) + "\n")

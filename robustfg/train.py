@@ -47,13 +47,14 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     run.refuse_another_runs_folder(config, folder)
     data = assemble.data_of(config)
     classifier = assemble.classifier_of(config, data.classes)
+    init_from = run.start_from(config, classifier, folder)
     evaluation = assemble.evaluation_of(config, folder, data)
     validation = assemble.validation_of(config, data)
     last = folder / "checkpoints" / "last.ckpt"
     callbacks = [evaluation, *validation, *assemble.callbacks_of(config), SaveOnInterrupt(last)]
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
-        run.write_origin(config, folder, data, command, trainer.loggers)
+        run.write_origin(config, folder, data, command, trainer.loggers, init_from=init_from)
         run.fit(trainer, classifier, data, last)
         if config["test"]:
             run.load_best(classifier, last.with_name("best.ckpt"))

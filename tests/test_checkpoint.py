@@ -59,10 +59,23 @@ def test_missing_and_foreign_files_are_refused(tmp_path):
         Checkpoint.read(tmp_path / "foreign.ckpt")
 
 
-@pytest.mark.parametrize("module", [nn.Linear(2, 4), nn.Linear(2, 3, bias=False), nn.Sequential(nn.Linear(2, 3))])
-def test_another_architecture_is_refused(tmp_path, module):
-    with pytest.raises(UserError, match="belongs to another architecture"):
-        Checkpoint.read(write(tmp_path / "c.ckpt")).load_into(module)
+@pytest.mark.parametrize(
+    ("module", "differences"),
+    [
+        (nn.Linear(2, 4), "bias, weight of another shape"),
+        (nn.Linear(2, 3, bias=False), "bias unknown"),
+        (nn.Sequential(nn.Linear(2, 3)), r"0\.bias, 0\.weight missing; bias, weight unknown"),
+        (
+            nn.Sequential(*[nn.Linear(2, 3)] * 3),
+            r"0\.bias, 0\.weight, 1\.bias and 3 more missing; .* unknown",
+        ),
+    ],
+)
+def test_another_architecture_is_refused_with_what_differs(tmp_path, module, differences):
+    with pytest.raises(
+        UserError, match=rf"start=.*c\.ckpt belongs to another architecture: {differences}; check model"
+    ):
+        Checkpoint.read(write(tmp_path / "c.ckpt"), "start").load_into(module)
 
 
 @pytest.mark.parametrize(("classes", "detail"), [(("a", "b"), "2 classes"), (("a", "x", "c"), "'b' against 'x'")])

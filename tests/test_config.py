@@ -272,6 +272,15 @@ def test_siblings_are_the_species_of_a_genus_where_the_data_knows_them():
     assert attacks_of(config, ("1", "2"))["pgd_siblings"].targets.groups is None
 
 
+def test_confusion_is_left_for_the_evaluation_to_measure_or_given():
+    targets = attacks_of(plain(composed("train", "attack=pgd_confused")), ("a", "b"), ("x", "x"))[
+        "pgd_confused"
+    ].targets
+    assert targets.confusion is None
+    given = plain(composed("train", "attack=pgd_confused", "attack.pgd_confused.targets.confusion=[[5,1],[2,4]]"))
+    assert attacks_of(given, ("a", "b"))["pgd_confused"].targets.confusion == [[5, 1], [2, 4]]
+
+
 @pytest.mark.parametrize("suite", ["standard", "autoattack"])
 def test_suites_are_cascades_of_their_stages_in_order_with_one_epsilon(suite):
     attack = attacks_of(plain(composed("train", f"attack={suite}", "epsilon=4/255")), ())[suite]

@@ -38,7 +38,7 @@ from robustfg.attacks.spatial import Rigid, Spatial
 from robustfg.attacks.square import Square
 from robustfg.attacks.steps import Momentum, Nesterov, Steepest, StepRule
 from robustfg.attacks.targeted import TargetedCrossEntropy, TargetedDLR, TargetedMargin, TargetedObjective
-from robustfg.attacks.targets import Siblings, TargetChoice, TopClasses
+from robustfg.attacks.targets import MostConfused, Siblings, TargetChoice, TopClasses
 from robustfg.attacks.threat import Threat
 from robustfg.attacks.transfer import Transfer
 from robustfg.attacks.transforms import ResizeAndPad, Smoothing
@@ -80,6 +80,7 @@ __all__ = [
     "Margin",
     "MinimumNormAttack",
     "Momentum",
+    "MostConfused",
     "NearestWrongCentre",
     "NearestWrongPrototype",
     "Nesterov",

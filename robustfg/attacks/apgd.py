@@ -68,7 +68,7 @@ class AutomaticAscent(Ascent):
     Args:
         steps: gradient steps per round; 100 in the papers.
         random_start: start at a point drawn uniformly from the ball, otherwise at the clean image. With several
-            rounds and no random start the first begins at the clean image and the others at random.
+            restarts and no random start the first begins at the clean image and the others at random.
     """
 
     steps: int = 100
@@ -81,8 +81,8 @@ class AutomaticAscent(Ascent):
         target = self.aim(victim, restart)
         if not len(victim):
             return
-        current = self.random_image(victim, draws) if self.random_start or restart else victim.clean
-        slope = victim.slope(current, self.towards(target))
+        current = self.random_image(victim, draws) if self.random_start or self.again(restart) else victim.clean
+        slope = victim.slope(current, self.towards(victim, target))
         track = Track(
             current, current, slope.gradient, slope.value, torch.zeros_like(target), current, slope.gradient,
             slope.value, torch.empty_like(slope.value), torch.empty_like(slope.value), target,
@@ -91,7 +91,7 @@ class AutomaticAscent(Ascent):
         last = 0
         for taken in range(self.steps):
             if taken:
-                track = track.after(victim.slope(track.current, self.towards(track.target)))
+                track = track.after(victim.slope(track.current, self.towards(victim, track.target)))
             track = Track(*victim.leave(*track))
             if not len(victim):
                 return

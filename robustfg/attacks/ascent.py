@@ -1,34 +1,36 @@
 """What the attacks share that climb along gradients: an objective, steps, and the classes they aim at."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.objectives import Margin, Objective
+from robustfg.attacks.objectives import Compared, ComparingObjective, Margin, Objective
 from robustfg.attacks.search import Search
 from robustfg.attacks.targeted import Aimed, TargetedObjective
-from robustfg.attacks.targets import TargetChoice
+from robustfg.attacks.targets import MostConfused, TargetChoice
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ascent(Search):
-    """Maximises an objective, one that any mistake raises or one that needs a target class.
+    """Maximises an objective: one that any mistake raises, one that needs a target class, or one that compares.
 
     With targets, each round drives every sample to one class: all targets in turn, ``restarts`` times.
 
     Args:
         steps: gradient steps per round.
-        objective: what is maximised; a ``TargetedObjective`` if there are ``targets``.
+        objective: what is maximised; a ``TargetedObjective`` if there are ``targets``. One that compares with the
+            clean answer costs a forward pass more, unless clean logits are given.
         targets: chooses the classes to drive a sample to.
     """
 
     steps: int = 20
-    objective: Objective | TargetedObjective = field(default_factory=Margin)
+    objective: Objective | ComparingObjective | TargetedObjective = field(default_factory=Margin)
     targets: TargetChoice | None = None
 
     def __post_init__(self) -> None:
@@ -42,7 +44,12 @@ class Ascent(Search):
 
     @property
     def rounds(self) -> int:
-        return self.restarts * (1 if self.targets is None else self.targets.count)
+        return self.restarts * self.aims
+
+    @property
+    def aims(self) -> int:
+        """Rounds of one restart: one for every target, or one."""
+        return 1 if self.targets is None else self.targets.count
 
     def describe(self) -> Mapping[str, object]:
         return {
@@ -54,6 +61,11 @@ class Ascent(Search):
             "seed": self.seed,
             **({} if self.targets is None else {"targets": self.targets.describe()}),
         }
+
+    def told(self, confusion: Callable[[], Tensor]) -> Self:
+        if not isinstance(self.targets, MostConfused) or self.targets.confusion is not None:
+            return self
+        return replace(self, targets=replace(self.targets, confusion=confusion()))
 
     def aim(self, victim: Victim, restart: int) -> Tensor:
         """The class every sample is driven to in this round, ``(b,)``; without targets, its label.
@@ -69,9 +81,17 @@ class Ascent(Search):
         victim.keep(torch.zeros_like(victim.label, dtype=torch.bool))
         return victim.label
 
-    def towards(self, target: Tensor) -> Objective:
-        """The objective, aimed at ``target`` ``(b,)`` if it needs one."""
-        return Aimed(self.objective, target) if isinstance(self.objective, TargetedObjective) else self.objective
+    def again(self, restart: int) -> bool:
+        """Whether the round belongs to another restart than the first."""
+        return restart >= self.aims
+
+    def towards(self, victim: Victim, target: Tensor) -> Objective:
+        """The objective, with ``target`` ``(b,)`` or the clean logits if it needs them."""
+        if isinstance(self.objective, TargetedObjective):
+            return Aimed(self.objective, target)
+        if isinstance(self.objective, ComparingObjective):
+            return Compared(self.objective, victim.logits)
+        return self.objective
 
     def random_image(self, victim: Victim, draws: Draws) -> Tensor:
         """A point drawn uniformly from the threat model around every clean image, then projected to it."""

@@ -1,14 +1,17 @@
 """The interface of every attack."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from robustfg.attacks.contract import checked, classes_of
 from robustfg.attacks.freeze import Model
+from robustfg.attacks.objectives import Margin, Objective
+from robustfg.attacks.settings import object_settings
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
 
@@ -50,22 +53,19 @@ class Task:
     """Asks for other random numbers on the same samples."""
     logits: Tensor | None
     """``(B, K)`` logits of the clean images, where known."""
+    classes: int = 0
+    """How many classes the labels ask for, at least."""
 
     @classmethod
     @torch.inference_mode(False)
     def of(cls, image: Tensor, label: Tensor, index: Tensor | None, *, draw: int, logits: Tensor | None) -> Self:
-        """Copies of the caller's tensors. Raises ``ValueError`` for images that are not pixels in [0, 1]."""
-        shapes = tuple(image.shape), tuple(label.shape)
-        if image.dim() != 4 or label.shape != image.shape[:1]:
-            raise ValueError(f"need images (B, C, H, W) and labels (B,), got {shapes[0]} and {shapes[1]}")
-        if index is not None and index.shape != label.shape:
-            raise ValueError(f"need one sample id per image, got {tuple(index.shape)} for {shapes[1]}")
-        low, high = torch.aminmax(image) if image.numel() else (0.0, 1.0)
-        if not (low >= 0 and high <= 1):
-            raise ValueError(f"images must lie in [0, 1] (normalise inside the model), got [{low:.3g}, {high:.3g}]")
+        """Copies of the caller's tensors. Raises ``UserError`` for what ``classes_of`` refuses."""
+        classes = classes_of(image, label, index)
+        if logits is not None:
+            checked(logits, len(label), classes)
         ids = torch.arange(len(label), device=label.device) if index is None else index
         image, label, ids = (tensor.detach().clone() for tensor in (image, label, ids))
-        return cls(image, label, ids, draw, None if logits is None else logits.detach().clone())
+        return cls(image, label, ids, draw, None if logits is None else logits.detach().clone(), classes)
 
     def part(self, rows: Tensor) -> Self:
         """Some of the samples, by their positions."""
@@ -84,12 +84,14 @@ class Attack(ABC):
         restarts: independent tries; each attacks the samples that the earlier ones left, and the worst one counts.
         seed: chooses the random numbers, together with ``name``, draw, restart and sample id.
         name: separates the random numbers of different attacks.
+        decision: positive where the attacker has won: by default where the prediction is wrong.
     """
 
     threat: Threat
     restarts: int = 1
     seed: int = 0
     name: str = "attack"
+    decision: Objective = field(default_factory=Margin)
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
@@ -110,9 +112,15 @@ class Attack(ABC):
     def describe(self) -> Mapping[str, object]:
         """Settings for the record: norm, epsilon, objective, steps and whatever else makes this attack what it is."""
 
+    def shown(self) -> Mapping[str, object]:
+        """``describe`` with what was changed of the settings that all attacks share; ``summary.json`` holds it."""
+        if self.decision == Margin():
+            return self.describe()
+        return {**self.describe(), "decision": {"name": self.decision.name, **object_settings(self.decision)}}
+
     def settings(self) -> Mapping[str, object]:
-        """``describe`` with what all attacks of its kind share; it tells any two attacks apart that can differ."""
-        return self.describe()
+        """All that the attack is, down to the bottom: it tells any two attacks apart that can differ."""
+        return object_settings(self)
 
     @property
     def rounds(self) -> int:
@@ -127,6 +135,14 @@ class Attack(ABC):
     def within(self, threat: Threat) -> Self:
         """The same attack inside another threat model; steps given as a share of epsilon change with it."""
         return replace(self, threat=threat)
+
+    def told(self, confusion: Callable[[], Tensor]) -> Self:
+        """The same attack, told which classes the model confuses if it aims at those (``MostConfused``).
+
+        Args:
+            confusion: measures ``(K, K)``; only called where it is needed.
+        """
+        return self
 
     def attempts(
         self,

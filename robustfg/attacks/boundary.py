@@ -32,7 +32,7 @@ def nearest_boundary(victim: Victim, output: Output | Tensor, image: Tensor, oth
     logits = logits_of(output)
     true = logits.gather(1, victim.label[:, None])
     rises = logits.gather(1, others) - true
-    gaps = victim.clearance(output)[:, None].double() - rises.detach().double()
+    gaps = victim.doubt(output)[:, None].double() - rises.detach().double()
     gap, normal = torch.zeros_like(gaps[:, 0]), torch.zeros_like(image)
     least = torch.full_like(gap, torch.inf)
     for place in range(others.shape[1]):

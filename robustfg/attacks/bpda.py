@@ -62,15 +62,21 @@ def differentiable(model: nn.Module, surrogates: Mapping[str, Surrogate]) -> Ite
 
     Args:
         model: the model.
-        surrogates: what to differentiate instead, by the part's name in ``model.named_modules()``.
+        surrogates: what to differentiate instead, by the part's name in ``model.named_modules()``. A part that
+            stands in several places is replaced in all of them, by whichever name it is called.
     """
-    parts = dict(model.named_modules())
+    parts = dict(model.named_modules(remove_duplicate=False))
+    replaced: dict[nn.Module, str] = {}
     with ExitStack() as stack:
         for name, surrogate in surrogates.items():
             if not name or name not in parts:
                 raise UserError(f"surrogates: the model has no part {name!r}; it has {', '.join(filter(None, parts))}")
-            parent, _, child = name.rpartition(".")
-            owner, exact = parts[parent], parts[name]
-            setattr(owner, child, Bpda(exact, surrogate).train(exact.training))
-            stack.callback(setattr, owner, child, exact)
+            exact = parts[name]
+            if exact in replaced:
+                raise UserError(f"surrogates: {replaced[exact]!r} and {name!r} are the same part; name it once")
+            replaced[exact] = name
+            instead = Bpda(exact, surrogate).train(exact.training)
+            for parent, _, child in (place.rpartition(".") for place, part in parts.items() if part is exact):
+                setattr(parts[parent], child, instead)
+                stack.callback(setattr, parts[parent], child, exact)
         yield

@@ -1,6 +1,6 @@
 """Several attacks as one: the cheap ones first, each on the samples that the earlier ones left."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.freeze import Model
+from robustfg.attacks.objectives import Objective
+from robustfg.attacks.settings import object_settings, settings_of
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
 
@@ -16,7 +18,8 @@ from robustfg.errors import UserError
 class Cascade(Attack):
     """The union of several attacks inside one threat model, for the price of the samples that stand.
 
-    Its attempts are those of its stages in turn, so what it reports after a stage is the union so far.
+    Its attempts are those of its stages in turn, so what it reports after a stage is the union so far. All stages
+    have the same decision.
 
     Args:
         attacks: the stages by name, in order.
@@ -24,19 +27,26 @@ class Cascade(Attack):
 
     attacks: Mapping[str, Attack]
     threat: Threat = field(init=False)
+    decision: Objective = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.attacks:
             raise UserError(f"{self.name}: a cascade needs attacks")
-        if self.restarts != 1:
-            raise UserError(f"{self.name}: restarts are the stages' own; leave out those of the cascade")
-        threats = {(attack.threat.norm, attack.threat.radius) for attack in self.attacks.values()}
-        if len(threats) > 1:
-            raise UserError(f"{self.name}: all stages need the same norm and epsilon, got {sorted(threats)}")
+        for option, own in {"restarts": self.restarts != 1, "seed": self.seed != 0}.items():
+            if own:
+                raise UserError(f"{self.name}: {option} is the stages' own; leave out that of the cascade")
+        first, *others = self.attacks.values()
+        for other in others:
+            if _allowed(other.threat) != _allowed(first.threat):
+                raise UserError(f"{self.name}: all stages need the same threat, got {first.threat} and {other.threat}")
+            if settings_of(other.decision) != settings_of(first.decision):
+                both = f"{first.decision} and {other.decision}"
+                raise UserError(f"{self.name}: all stages need the same decision, got {both}")
         stages = {stage: replace(attack, name=f"{self.name}.{stage}") for stage, attack in self.attacks.items()}
         object.__setattr__(self, "attacks", stages)
-        object.__setattr__(self, "threat", next(iter(stages.values())).threat)
+        object.__setattr__(self, "threat", first.threat)
+        object.__setattr__(self, "decision", first.decision)
 
     @property
     def rounds(self) -> int:
@@ -49,6 +59,9 @@ class Cascade(Attack):
     def within(self, threat: Threat) -> Self:
         return replace(self, attacks={stage: attack.within(threat) for stage, attack in self.attacks.items()})
 
+    def told(self, confusion: Callable[[], Tensor]) -> Self:
+        return replace(self, attacks={stage: attack.told(confusion) for stage, attack in self.attacks.items()})
+
     def describe(self) -> Mapping[str, object]:
         return {
             "norm": self.threat.norm,
@@ -57,7 +70,7 @@ class Cascade(Attack):
             "restarts": 1,
             "objective": "cascade",
             "seed": self.seed,
-            "stages": {stage: {**attack.settings(), "rounds": attack.rounds} for stage, attack in self.attacks.items()},
+            "stages": {stage: {**attack.shown(), "rounds": attack.rounds} for stage, attack in self.attacks.items()},
         }
 
     def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
@@ -69,3 +82,8 @@ class Cascade(Attack):
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
         return next(iter(self.attacks.values())).margins(model, image, label)
+
+
+def _allowed(threat: Threat) -> Mapping[str, object]:
+    """What tells threat models apart: the radius counts, not how it was typed."""
+    return {**object_settings(threat), "epsilon": threat.radius}

@@ -74,7 +74,7 @@ class DeepFool(MinimumNormAttack):
         output, margin = victim.look(image, graph=True)
         others = TopClasses(count=self.classes - 1).choose(logits_of(output), victim.label)
         for taken in range(1, self.steps + 1):
-            won = margin < -victim.clearance(output)
+            won = margin < 0
             if bool(won.all()):
                 return
             boundary = nearest_boundary(victim, output, image, others)

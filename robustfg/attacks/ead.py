@@ -67,8 +67,7 @@ class ElasticNet(PenaltyAttack):
             image = self.thresholded(change - rate * (2 * change - weight * push), victim.clean)
             ahead = image
             if self.momentum:
-                output, margin = victim.look(image)
-                won = margin < -victim.clearance(output)
+                won = victim.look(image)[1] < 0
                 kept, least = self.nearer(victim, image, won, kept, least)
                 ahead = (image + age / (age + 3) * (image - before)).clamp(0, 1)
             push, margin, wrong = self.ask(victim, ahead)

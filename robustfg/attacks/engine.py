@@ -1,6 +1,6 @@
 """How a model is run while it is attacked."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Literal
@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robustfg.attacks.contract import checked
 from robustfg.attacks.folding import folded
 from robustfg.attacks.freeze import Model, attackable
+from robustfg.attacks.randomness import keyed_generators
 from robustfg.errors import UserError
 from robustfg.types import Output, joined, mapped
 
@@ -19,7 +21,7 @@ DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Speed and exactness of a search. What it finds is judged again by whoever reports it, on the model itself.
+    """Speed and exactness of a search. Where they leave open who has won, the model itself is asked (``Referee``).
 
     Args:
         fold: search on a private copy with batch norms folded, weights in channels-last layout and a cheaper gradient
@@ -29,9 +31,10 @@ class Engine:
         compile: ``torch.compile`` the search's model; pays on long attacks. Asks for ``fixed_batch``.
         fixed_batch: run the model on exactly so many images at a time, filling up with copies, so that perturbations
             do not depend on the caller's batch to the last bit. None: as many as are still attacked.
-        samples: forward passes over which margins and gradients of a model with random parts are averaged
-            (expectation over transformation, Athalye et al. 2018). The model's own random numbers are keyed by attack
-            and restart; for results that do not depend on the batch add ``fixed_batch=1``.
+        samples: forward passes over which the answers of a model with random parts are averaged; margins and
+            objectives are those of the mean answer, and gradient attacks climb the mean objective (expectation over
+            transformation, Athalye et al. 2018). The model's own random numbers are keyed by attack and restart; for
+            results that do not depend on the batch add ``fixed_batch=1``.
     """
 
     fold: bool = True
@@ -55,28 +58,25 @@ class Engine:
         changed = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
         return {"engine": changed} if changed else {}
 
-    @property
-    def tolerance(self) -> float:
-        """Share of the largest logit by which a margin may be off, so that only a clearer one counts as success."""
-        return 0.05 if self.autocast else 1e-4 if self.fold or self.compile else 0.0
-
     @contextmanager
-    def running(self, model: Model, image: Tensor, passes: int = WORTH_A_COPY) -> Iterator["Run"]:
+    def running(self, model: Model, image: Tensor, passes: int = WORTH_A_COPY, classes: int = 0) -> Iterator["Run"]:
         """The model frozen and prepared; given back as it was, also after an error.
 
         Args:
             model: what is attacked.
             image: some of the images, to try a private copy on.
             passes: how often it will be asked; a private copy does not pay for a few.
+            classes: how many it must know at least.
         """
         with attackable(model):
             quick = model
             if self.fold and passes >= WORTH_A_COPY and isinstance(model, nn.Module):
-                quick = folded(model, image)
+                with keyed_generators(image.device, "folding"):
+                    quick = folded(model, image)
             exact = quick is model and not (self.autocast or self.compile)
             if self.compile:
                 quick = torch.compile(quick, dynamic=False)
-            yield Run(self, quick, 0.0 if exact else self.tolerance)
+            yield Run(self, quick, None if exact else model, classes)
 
 
 class Run:
@@ -84,26 +84,49 @@ class Run:
 
     Attributes:
         engine: how it was prepared.
-        tolerance: as of the engine; 0 where the model itself is run in full precision.
+        model: what is run.
+        itself: the attacked model; None where it is what is run, in full precision.
+        classes: how many the model must know at least.
     """
 
-    def __init__(self, engine: Engine, model: Model, tolerance: float) -> None:
-        self.engine, self.model, self.tolerance = engine, model, tolerance
+    def __init__(self, engine: Engine, model: Model, itself: Model | None = None, classes: int = 0) -> None:
+        self.engine, self.model, self.itself, self.classes = engine, model, itself, classes
 
     def __call__(self, image: Tensor) -> Output | Tensor:
-        """One forward pass of ``(B, C, H, W)``, in pieces of a fixed size where the engine says so."""
+        """The answer to ``(B, C, H, W)``, averaged over the engine's ``samples`` forward passes."""
+        return average([self.once(image) for _ in range(self.engine.samples)])
+
+    def once(self, image: Tensor) -> Output | Tensor:
+        """One forward pass."""
+        return self._in_pieces(self._forward, image)
+
+    @torch.no_grad()
+    def own(self, image: Tensor) -> Output | Tensor:
+        """The attacked model's own answer in full precision, averaged alike."""
+        model = self.model if self.itself is None else self.itself
+        return average([self._in_pieces(model, image) for _ in range(self.engine.samples)])
+
+    def _in_pieces(self, forward: Model, image: Tensor) -> Output | Tensor:
+        """Of a fixed size where the engine says so."""
         size = self.engine.fixed_batch
         if size is None or not len(image):
-            return self._forward(image)
-        pieces = [self._forward(_filled(piece, size)) for piece in torch.split(image, size)]
+            return forward(image)
+        pieces = [forward(_filled(piece, size)) for piece in torch.split(image, size)]
         return mapped(joined(pieces), lambda value: value[: len(image)])
 
     def _forward(self, image: Tensor) -> Output | Tensor:
         if self.engine.autocast is None:
-            return self.model(image)
+            return checked(self.model(image), len(image), self.classes)
         with torch.autocast(image.device.type, DTYPES[self.engine.autocast]):
-            output = self.model(image)
+            output = checked(self.model(image), len(image), self.classes)
         return mapped(output, lambda value: value.float())
+
+
+def average(answers: Sequence[Output | Tensor]) -> Output | Tensor:
+    """The mean of several answers to the same images."""
+    if len(answers) == 1:
+        return answers[0]
+    return mapped(joined(answers), lambda value: torch.stack(value.chunk(len(answers))).mean(0))
 
 
 def _filled(image: Tensor, size: int) -> Tensor:

@@ -83,7 +83,7 @@ class FAB(MinimumNormAttack):
         logits = logits_of(output)
         chosen = TopClasses(count=self.targets or logits.shape[1])
         classes = chosen.choose(logits, victim.label)
-        classes, margin = self.retire(victim, margin < -victim.clearance(output), classes, margin)
+        classes, margin = self.retire(victim, margin < 0, classes, margin)
         walks = 1 if self.targets is None else classes.shape[1]
         for walk in range(walks):
             if not len(victim):
@@ -106,8 +106,7 @@ class FAB(MinimumNormAttack):
             output, _ = victim.look(image, graph=True)
             others = classes if self.targets is None else classes[:, walk, None]
             stepped = self._step(image.detach(), victim.clean, nearest_boundary(victim, output, image, others))
-            output, reached = victim.look(stepped)
-            won = (reached < -victim.clearance(output))[:, None, None, None]
+            won = (victim.look(stepped)[1] < 0)[:, None, None, None]
             current = torch.where(won, victim.clean + self.beta * (stepped - victim.clean), stepped)
             current, classes, margin = victim.leave(current, classes, margin)
             if not len(victim):
@@ -141,8 +140,8 @@ class FAB(MinimumNormAttack):
             aim = 0.1 * far_margin
             share = ((near_margin - aim) / (near_margin - far_margin)).to(near.dtype)[:, None, None, None]
             middle = near + share * (far - near)
-            output, reached = victim.look(middle)
-            won = reached < -victim.clearance(output)
+            reached = victim.look(middle)[1]
+            won = reached < 0
             near_margin, far_margin = torch.where(won, near_margin, reached), torch.where(won, reached, far_margin)
             won = won[:, None, None, None]
             near, far = torch.where(won, near, middle), torch.where(won, middle, far)

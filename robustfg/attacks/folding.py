@@ -7,8 +7,8 @@ convolution is seen by running the network once; the copy is believed only if it
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import cast
-from weakref import WeakKeyDictionary, ref
+from typing import Any, cast
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,23 @@ from robustfg.attacks.stem import Stem
 from robustfg.types import logits_of
 
 AGREEMENT = 2e-5
-"""Largest difference of logits, relative to the largest logit, at which the copy is believed."""
+"""Largest difference of logits, relative to their spread, at which the copy is believed."""
 SAMPLES = 4
 """How many images are compared."""
 
-_copies: "WeakKeyDictionary[nn.Module, tuple[object, nn.Module | None]]" = WeakKeyDictionary()
+KEPT = "_robustfg_folded"
+"""Attribute of the model under which its copy lives, and with which it dies: a copy may refer to the model, as a
+Lightning module does through its trainer, so anything else that held it would hold the model."""
+
+
+class Kept:
+    """A copy and the state of the model it was made of; left out where the model is copied or pickled."""
+
+    def __init__(self, state: object = None, copy: nn.Module | None = None) -> None:
+        self.state, self.copy = state, copy
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Kept, ()
 
 
 @torch.no_grad()
@@ -39,14 +51,13 @@ def folded(model: nn.Module, image: Tensor) -> nn.Module:
     if not len(image) or not any(isinstance(m, nn.BatchNorm2d) or (on_cpu and Stem.suits(m)) for m in model.modules()):
         return model
     few, state = image[:SAMPLES], _fingerprint(model)
-    known, copy = _copies.get(model, (None, None))
-    if known != state:
-        copy = _fold(model, few)
-        _copies[model] = (state, copy)
-    if copy is None or not _agree(model, copy, few):
-        _copies[model] = (state, None)
+    kept = model.__dict__.get(KEPT)
+    if kept is None or kept.state != state:
+        kept = model.__dict__[KEPT] = Kept(state, _fold(model, few))
+    if kept.copy is None or not _agree(model, kept.copy, few):
+        kept.copy = None
         return model
-    return copy
+    return kept.copy
 
 
 def _fingerprint(model: nn.Module) -> object:
@@ -57,7 +68,9 @@ def _fingerprint(model: nn.Module) -> object:
 
 def _agree(model: nn.Module, copy: nn.Module, image: Tensor) -> bool:
     own, theirs = logits_of(model(image)), logits_of(copy(image))
-    return bool((own - theirs).abs().max() <= AGREEMENT * own.abs().max().clamp_min(1))
+    if not isinstance(own, Tensor):  # no classifier's answer: the model's own will be refused
+        return False
+    return bool((own - theirs).abs().max() <= AGREEMENT * (own.max() - own.min()))
 
 
 def _fold(model: nn.Module, image: Tensor) -> nn.Module | None:
@@ -138,6 +151,7 @@ def _shallow(module: nn.Module) -> nn.Module:
     """The same module with its own dictionary of parts."""
     copy: nn.Module = module.__class__.__new__(module.__class__)
     copy.__dict__ = module.__dict__ | {"_modules": dict(module._modules)}
+    copy.__dict__.pop(KEPT, None)
     return copy
 
 

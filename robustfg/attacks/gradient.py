@@ -55,13 +55,13 @@ class GradientAttack(Ascent):
         target, memory = self.aim(victim, restart), None
         if not len(victim):
             return
-        current = self.random_image(victim, draws) if self.random_start or restart else victim.clean
+        current = self.random_image(victim, draws) if self.random_start or self.again(restart) else victim.clean
         threat = self.threat.placed(victim.clean, victim.index, *draws.key)
         project = threat.projector(victim.clean)
         for taken in range(self.steps):
             shown = self.step.ahead(current, memory, threat)
             seen_as = None if self.seen_as is None else self.seen_as.drawn(draws, victim.index, taken)
-            gradient = victim.slope(shown, self.towards(target), seen_as=seen_as).gradient
+            gradient = victim.slope(shown, self.towards(victim, target), seen_as=seen_as).gradient
             if self.smoothing is not None:
                 gradient = self.smoothing(gradient)
             moved, memory = self.step(current, gradient, memory, threat)

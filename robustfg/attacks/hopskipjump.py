@@ -100,8 +100,7 @@ class HopSkipJump(MinimumNormAttack):
 
     def _wrong(self, victim: Victim, image: Tensor, of: Tensor | None = None) -> Tensor:
         """One query: whether the prediction is wrong, all that this attack may know."""
-        output, margin = victim.look(image, of)
-        return margin < -victim.clearance(output)
+        return victim.look(image, of)[1] < 0
 
     def _start(self, victim: Victim, draws: Draws) -> tuple[Tensor, Tensor]:
         """Wrong random images and the queries spent; samples without one retire."""

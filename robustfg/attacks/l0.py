@@ -1,7 +1,7 @@
 """The l0 ball: how many pixels may change."""
 
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -26,6 +26,10 @@ class L0(Ball):
         super().__post_init__()
         if self.radius != int(self.radius):
             raise UserError(f"l0 epsilon is a number of pixels, got {self.epsilon}")
+
+    def scaled(self, strength: float) -> Self:
+        """Rounded to whole pixels."""
+        return replace(self, epsilon=round(strength * self.radius))
 
     def within(self, image: Tensor, clean: Tensor, radius: float | Tensor) -> Tensor:
         """The nearest image of ball and box together (Croce & Hein 2019, section 3.1), up to clipping.

@@ -3,8 +3,9 @@
 An objective also serves as an attack's decision if it is positive exactly where the attacker has won (``Margin``).
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -79,17 +80,47 @@ class DifferenceOfLogitsRatio:
         return margin / (top[:, 0] - top[:, 2] + 1e-12)
 
 
+class ComparingObjective(ABC):
+    """A score of every sample that grows as the answer moves away from the clean one."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def __call__(self, output: Output | Tensor, clean: Tensor) -> Tensor:
+        """``(B,)`` scores.
+
+        Args:
+            output: logits ``(B, K)`` or an output that holds them.
+            clean: ``(B, K)`` clean logits.
+        """
+
+
 @dataclass(frozen=True)
-class KullbackLeibler:
+class KullbackLeibler(ComparingObjective):
     """KL(p || q) from the clean prediction p to the attacked prediction q, as in TRADES (Zhang et al. 2019).
 
-    Args:
-        clean_logits: ``(B, K)`` of the same samples in the same order.
+    Its gradient is 0 at the clean image, so it asks for ``random_start``.
     """
 
-    clean_logits: Tensor
     name = "kullback_leibler"
 
-    def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
-        log_q, log_p = logits_of(output).log_softmax(1), self.clean_logits.log_softmax(1)
+    def __call__(self, output: Output | Tensor, clean: Tensor) -> Tensor:
+        log_q, log_p = logits_of(output).log_softmax(1), clean.log_softmax(1)
         return (log_p.exp() * (log_p - log_q)).sum(1)
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A comparing objective whose clean logits are fixed, as the others are called.
+
+    Args:
+        objective: what is maximised.
+        clean: ``(B, K)`` clean logits of the same samples in the same order.
+    """
+
+    objective: ComparingObjective
+    clean: Tensor
+    name = "compared"
+
+    def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
+        return self.objective(output, self.clean)

@@ -3,14 +3,14 @@
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from robustfg.attacks.randomness import keyed_integers, keyed_uniforms
-from robustfg.attacks.threat import Threat
+from robustfg.attacks.threat import Threat, ThreatError
 from robustfg.errors import UserError
 
 
@@ -42,7 +42,8 @@ class Region(Threat):
     def check(self, adversarial: Tensor, clean: Tensor) -> None:
         super().check(adversarial, clean)
         outside = (adversarial != clean) & ~self.region(clean)
-        assert not outside.any(), f"a pixel outside the {self.norm} changed"
+        if bool(outside.any()):
+            raise ThreatError(f"a pixel outside the {self.norm} changed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,8 @@ class Patch(Region):
     """
 
     norm: ClassVar[str] = "patch"
+    _smallest: ClassVar[int] = 1
+    """Fewer pixels along a side are a mistake."""
     place: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
@@ -69,15 +72,20 @@ class Patch(Region):
         """Pixels along one side of the patch on images ``(B, C, H, W)``."""
         height, width = image.shape[2:]
         side = min(math.isqrt(math.floor(self.radius * height * width + 1e-6)), height, width)
-        if side == 0 and self.radius:
+        if side < self._smallest and self.radius:
             raise UserError(f"patch epsilon {self.epsilon} is less than one pixel of an image of {height} x {width}")
         return side
+
+    def scaled(self, strength: float) -> "Patch":
+        """``strength`` times the area, cut to whole pixels; where less than one is left, none may change."""
+        return self if strength == 1 else _PartialPatch(epsilon=strength * self.radius, place=self.place)
 
     def placed(self, clean: Tensor, index: Tensor, *key: int | str) -> Threat:
         if self.place is not None:
             return self
         free = torch.tensor(clean.shape[2:], device=clean.device) - self.side(clean) + 1
-        return _PlacedPatch(epsilon=self.epsilon, corner=keyed_integers(free, 2, index, *key, "place"))
+        corner = keyed_integers(free, 2, index, *key, "place")
+        return _PlacedPatch(epsilon=self.epsilon, corner=corner, length=self.side(clean))
 
     def region(self, image: Tensor) -> Tensor:
         if self.place is None:
@@ -100,10 +108,21 @@ class Patch(Region):
 
 
 @dataclass(frozen=True, kw_only=True)
+class _PartialPatch(Patch):
+    """A part of a patch: if it is less than one pixel, that is nobody's mistake."""
+
+    _smallest: ClassVar[int] = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class _PlacedPatch(Patch):
-    """A patch at a drawn place: ``corner`` ``(B, 2)``, the pixel at its upper left."""
+    """A patch at a drawn place: ``corner`` ``(B, 2)``, the pixel at its upper left, and its side."""
 
     corner: Tensor
+    length: int
+
+    def side(self, image: Tensor) -> int:
+        return self.length
 
     def region(self, image: Tensor) -> Tensor:
         return _square(image, self.corner, self.side(image))
@@ -122,6 +141,10 @@ class Frame(Region):
     def __post_init__(self) -> None:
         if self.radius != int(self.radius):
             raise UserError(f"frame epsilon is a width in whole pixels, got {self.epsilon}")
+
+    def scaled(self, strength: float) -> Self:
+        """Rounded to whole pixels."""
+        return replace(self, epsilon=round(strength * self.radius))
 
     def region(self, image: Tensor) -> Tensor:
         return _depth(image) <= self.radius

@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
-from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.randomness import keyed_generators
 from robustfg.attacks.victim import Victim
+from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +22,19 @@ class Search(Attack):
     """Asks a ``Victim``, which keeps the best image asked about.
 
     Args:
-        decision: positive where the attacker has won: by default where the prediction is wrong.
         engine: how the model is run during the search.
     """
 
-    decision: Objective = field(default_factory=Margin)
     engine: Engine = field(default_factory=Engine)
+
+    additive: ClassVar[bool] = True
+    """Adds a change to the image; ``Spatial`` turns it instead."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.additive and not self.threat.additive:
+            kind = type(self).__name__
+            raise UserError(f"threat {self.threat.norm} allows turned images only, which Spatial tries, not {kind}")
 
     @abstractmethod
     def search(self, victim: Victim, draws: Draws, restart: int) -> None:
@@ -38,10 +46,8 @@ class Search(Attack):
             restart: 0 for the first.
         """
 
-    def settings(self) -> Mapping[str, object]:
-        options = {name: value for name, value in vars(self.decision).items() if isinstance(value, str | float | int)}
-        decision = {} if self.decision == Margin() else {"decision": {"name": self.decision.name, **options}}
-        return {**self.describe(), **decision, **self.engine.describe()}
+    def shown(self) -> Mapping[str, object]:
+        return {**super().shown(), **self.engine.describe()}
 
     def victim_options(self) -> Mapping[str, bool]:
         """How images are kept: ``minimum`` and ``stay`` of ``Victim``."""
@@ -63,15 +69,16 @@ class Search(Attack):
             none = torch.zeros_like(task.label)
             return Attempt(task.image, task.image.new_zeros(0), none, none, none, none.bool())
         own = keyed_generators(task.image.device, *draws.key, "model")
-        with self.engine.running(model, task.image, self.passes // self.rounds) as run, own:
+        with self.engine.running(model, task.image, self.passes // self.rounds, task.classes) as run, own:
             victim = Victim(run, task, threat=self.threat, decision=self.decision, **self.victim_options())
             self.search(victim, draws, restart)
             logits = task.logits if victim.asked is None else victim.asked
             return replace(Attempt(*victim.results()), logits=logits)
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
-        with self.engine.running(model, image, 1) as run, torch.no_grad():
-            return -self.decision(run(image), label.clone())
+        own = keyed_generators(image.device, self.seed, self.name, "margins")
+        with self.engine.running(model, image, 1) as run, own, torch.no_grad():
+            return -self.decision(run.own(image), label.clone())
 
 
 def _after(before: Attempt, rows: Tensor, found: Attempt) -> Attempt:

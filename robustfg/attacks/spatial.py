@@ -1,9 +1,9 @@
 """Rotations and shifts of the whole image (Engstrom et al. 2019, "Exploring the Landscape of Spatial Robustness")."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +11,11 @@ from torch import Tensor
 
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.search import Search
-from robustfg.attacks.threat import Threat, pixel_value
+from robustfg.attacks.threat import Threat, ThreatError, pixel_value
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
+
+NOT_ADDED = "threat rigid has no pixel changes to add; attack it with Spatial"
 
 
 def turned(image: Tensor, degrees: Tensor, shift: Tensor) -> Tensor:
@@ -42,7 +44,7 @@ class Rigid(Threat):
     """Rotation by at most ``degrees`` and a shift by at most ``shift`` of the side in both directions.
 
     No norm of the pixels' change bounds these images: ``size`` is 0 by definition, and the attack that turns the image
-    asserts its own angles and shifts. Attacks that change pixels find only the clean image inside.
+    checks its own angles and shifts. Attacks that change pixels refuse this threat model.
 
     Args:
         degrees: largest angle; 30 in the paper.
@@ -50,6 +52,7 @@ class Rigid(Threat):
     """
 
     norm: ClassVar[str] = "rigid"
+    additive: ClassVar[bool] = False
     epsilon: str | float = field(init=False)
     degrees: float = 30.0
     shift: str | float = "3/32"
@@ -65,6 +68,11 @@ class Rigid(Threat):
     def radius(self) -> float:
         return 0.0
 
+    def scaled(self, strength: float) -> Self:
+        """``strength`` times the angle and the shift."""
+        shift = strength * pixel_value(self.shift, "shift")
+        return replace(self, degrees=strength * self.degrees, shift=shift)
+
     def limits(self, image: Tensor) -> Tensor:
         """Largest angle in degrees and largest shifts down and right in pixels, ``(3,)``."""
         shift = pixel_value(self.shift, "shift")
@@ -72,13 +80,13 @@ class Rigid(Threat):
         return torch.tensor(limits, dtype=image.dtype, device=image.device)
 
     def _to_ball(self, image: Tensor, clean: Tensor) -> Tensor:
-        return clean
+        raise UserError(NOT_ADDED)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        return torch.zeros_like(gradient)
+        raise UserError(NOT_ADDED)
 
     def uniform(self, clean: Tensor, index: Tensor, *key: int | str) -> Tensor:
-        return torch.zeros_like(clean)
+        raise UserError(NOT_ADDED)
 
     def size(self, perturbation: Tensor) -> Tensor:
         """0 by definition."""
@@ -96,6 +104,7 @@ class Spatial(Search):
         tries: None for the grid; otherwise so many random poses of every sample instead, "worst of k", 10 in the paper.
     """
 
+    additive: ClassVar[bool] = False
     threat: Rigid = field(default_factory=Rigid)
     angles: int = 31
     shifts: int = 5
@@ -103,6 +112,8 @@ class Spatial(Search):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not isinstance(self.threat, Rigid):
+            raise UserError(f"Spatial turns and shifts images: threat must be Rigid, got {self.threat.norm}")
         for option, value in {"angles": self.angles, "shifts": self.shifts, "tries": self.tries}.items():
             if value is not None and value < 1:
                 raise UserError(f"{option} must be >= 1, got {value}")
@@ -145,7 +156,8 @@ class Spatial(Search):
             victim.leave()
             if not len(victim):
                 break
-        assert (farthest <= limits).all(), f"a pose left the threat model: {farthest.tolist()} > {limits.tolist()}"
+        if not bool((farthest <= limits).all()):
+            raise ThreatError(f"a pose left the threat model: {farthest.tolist()} > {limits.tolist()}")
 
     def _grid(self) -> Tensor:
         """Shares of the limits, ``(angles * shifts^2, 3)``, the farthest first, so that samples leave early."""

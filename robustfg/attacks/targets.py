@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustfg.attacks.settings import tensor_sha256
 from robustfg.errors import UserError
 
 
@@ -34,7 +35,7 @@ class TargetChoice(ABC):
         lowest = torch.finfo(logits.dtype).min
         finite = logits.detach().nan_to_num(nan=lowest, neginf=lowest).scatter(1, label[:, None], -torch.inf)
         order = finite.argsort(dim=1, descending=True, stable=True)[:, :-1]  # the label comes last
-        first = self._preferred(order, label).to(torch.uint8).argsort(dim=1, descending=True, stable=True)
+        first = self._preference(order, label).argsort(dim=1, descending=True, stable=True)
         return order.gather(1, first)[:, : self.count]
 
     @abstractmethod
@@ -42,8 +43,8 @@ class TargetChoice(ABC):
         """Settings for the record."""
 
     @abstractmethod
-    def _preferred(self, order: Tensor, label: Tensor) -> Tensor:
-        """Which of the wrong classes ``(B, K - 1)``, sorted by falling logit, come before the others; bool."""
+    def _preference(self, order: Tensor, label: Tensor) -> Tensor:
+        """A number for each of the wrong classes ``(B, K - 1)``, sorted by falling logit: the larger come first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +54,8 @@ class TopClasses(TargetChoice):
     def describe(self) -> Mapping[str, object]:
         return {"choice": "top_classes", "count": self.count}
 
-    def _preferred(self, order: Tensor, label: Tensor) -> Tensor:
-        return torch.zeros_like(order, dtype=torch.bool)
+    def _preference(self, order: Tensor, label: Tensor) -> Tensor:
+        return torch.zeros_like(order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +73,51 @@ class Siblings(TargetChoice):
     def describe(self) -> Mapping[str, object]:
         return {"choice": "siblings", "count": self.count, "groups": self.groups and list(self.groups)}
 
-    def _preferred(self, order: Tensor, label: Tensor) -> Tensor:
+    def _preference(self, order: Tensor, label: Tensor) -> Tensor:
         if self.groups is None:
-            return torch.zeros_like(order, dtype=torch.bool)
+            return torch.zeros_like(order)
         classes = order.shape[1] + 1
         if len(self.groups) != classes:
             raise UserError(f"targets.groups must name the group of {classes} classes, got {len(self.groups)} groups")
         known = sorted(set(self.groups), key=str)
         group = torch.tensor([known.index(name) for name in self.groups], device=order.device)
-        return group[order] == group[label][:, None]
+        return (group[order] == group[label][:, None]).long()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MostConfused(TargetChoice):
+    """The classes that the model most often takes the true class for.
+
+    Those that are confused equally are sorted by their logit on the clean image.
+
+    Args:
+        confusion: ``(K, K)`` how often, counts or probabilities; rows are true classes, columns answers. None: an
+            evaluation measures it on the validation split.
+    """
+
+    confusion: Sequence[Sequence[float]] | Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.confusion is not None:
+            table = self._table()
+            if table.dim() != 2 or table.shape[0] != table.shape[1] or not bool(table.isfinite().all()):
+                raise UserError(f"targets.confusion must be K x K finite numbers, got {tuple(table.shape)}")
+
+    def describe(self) -> Mapping[str, object]:
+        known = None if self.confusion is None else tensor_sha256(self._table())[:12]
+        return {"choice": "most_confused", "count": self.count, "confusion": known}
+
+    def _preference(self, order: Tensor, label: Tensor) -> Tensor:
+        if self.confusion is None:
+            raise UserError("targets.confusion must be given, K x K numbers; only an evaluation measures it by itself")
+        table, classes = self._table().to(order.device), order.shape[1] + 1
+        if len(table) != classes:
+            raise UserError(f"targets.confusion must be of {classes} classes, got {len(table)}")
+        return table[label].gather(1, order)
+
+    def _table(self) -> Tensor:
+        try:
+            return torch.as_tensor(self.confusion, dtype=torch.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"targets.confusion must be K x K finite numbers: {error}") from error

@@ -3,10 +3,10 @@
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -47,6 +47,10 @@ def flat_norm(tensor: Tensor) -> Tensor:
     return norm.view(-1, *[1] * (tensor.dim() - 1))
 
 
+class ThreatError(AssertionError):
+    """An attack's own mistake: it gives an image that its threat model does not allow."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Threat(ABC):
     """A norm ball of radius ``epsilon`` around the clean image, cut with the box [0, 1].
@@ -56,6 +60,8 @@ class Threat(ABC):
     """
 
     norm: ClassVar[str]
+    additive: ClassVar[bool] = True
+    """Bounds a change that is added to the image."""
     epsilon: str | float
 
     def __post_init__(self) -> None:
@@ -69,6 +75,10 @@ class Threat(ABC):
     def reach(self) -> float:
         """What a step size given as a share of epsilon is a share of: how far a pixel may go at the most."""
         return self.radius
+
+    def scaled(self, strength: float) -> Self:
+        """The same threat model with ``strength`` times its radius, for attacks that set in slowly; from 0 to 1."""
+        return replace(self, epsilon=strength * self.radius)
 
     def placed(self, clean: Tensor, index: Tensor, *key: int | str) -> "Threat":
         """The threat model on these samples, where it leaves something open, such as a patch its place."""
@@ -98,12 +108,14 @@ class Threat(ABC):
         """Norm of every perturbation in float64, ``(B,)``."""
 
     def check(self, adversarial: Tensor, clean: Tensor) -> None:
-        """Raises AssertionError if any image left the ball (float64, slack 1e-6) or the box."""
+        """Raises ``ThreatError`` if any image left the ball (float64, slack 1e-6) or the box."""
         if not len(clean):
             return
         size = self.size(adversarial - clean)
         if not bool((size <= self.radius + 5e-7).all()):  # the difference's own rounding is below the rest of the slack
             size = self.size(adversarial.double() - clean.double())
-            assert (size <= self.radius + 1e-6).all(), f"perturbation of {self.norm} size {size.max()} > {self.epsilon}"
+            if not bool((size <= self.radius + 1e-6).all()):
+                raise ThreatError(f"perturbation of {self.norm} size {size.max()} > {self.epsilon}")
         low, high = torch.aminmax(adversarial)
-        assert low >= 0 and high <= 1, "adversarial image outside [0, 1]"  # noqa: PT018
+        if not bool((low >= 0) & (high <= 1)):
+            raise ThreatError("adversarial image outside [0, 1]")

@@ -1,6 +1,7 @@
 """Transfer: images crafted on a surrogate are handed to the attacked model."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Self
 
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.attacks.base import Attack, Attempt, Task
+from robustfg.attacks.contract import checked
 from robustfg.attacks.freeze import Model, attackable
-from robustfg.attacks.objectives import Margin, Objective
+from robustfg.attacks.randomness import keyed_generators
 from robustfg.attacks.threat import Threat
+from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +26,18 @@ class Transfer(Attack):
         attack: what is run on the surrogate. It should aim beyond the surrogate's first mistake: ``last_iterate=True``.
         surrogate: the other model.
         surrogate_name: tells surrogates apart in the record, such as a path and a hash of the weights.
-        decision: positive where the attacker has won.
     """
 
     attack: Attack
     surrogate: Model
     surrogate_name: str
     threat: Threat = field(init=False)
-    decision: Objective = field(default_factory=Margin)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for option, own in {"restarts": self.restarts != 1, "seed": self.seed != 0}.items():
+            if own:
+                raise UserError(f"{self.name}: {option} is that of its attack; set attack.{option}")
         object.__setattr__(self, "attack", replace(self.attack, name=self.name))
         object.__setattr__(self, "threat", self.attack.threat)
 
@@ -48,26 +52,50 @@ class Transfer(Attack):
     def within(self, threat: Threat) -> Self:
         return replace(self, attack=self.attack.within(threat))
 
+    def told(self, confusion: Callable[[], Tensor]) -> Self:
+        return replace(self, attack=self.attack.told(confusion))
+
     def describe(self) -> Mapping[str, object]:
-        return {**self.attack.settings(), "surrogate": self.surrogate_name}
+        return {**self.attack.shown(), "surrogate": self.surrogate_name}
 
     def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
         standing = torch.ones_like(task.label, dtype=torch.bool) if before is None else ~(before.margin < 0)
-        if isinstance(self.surrogate, nn.Module):
-            self.surrogate.to(task.image.device)
         part = replace(task.part(standing.nonzero().flatten()), logits=None)  # those are the attacked model's
-        crafted = self.attack.attempt(self.surrogate, part, restart, None) if len(part.label) else None
+        crafted = None
+        if len(part.label):
+            with lent(self.surrogate, task.image.device):
+                crafted = self.attack.attempt(self.surrogate, part, restart, None)
         image = task.image.clone() if before is None else before.image.clone()
-        margin = image.new_zeros(len(image)) if before is None else before.margin.clone()
+        wide = torch.promote_types(image.dtype, torch.float32)
+        margin = image.new_zeros(len(image), dtype=wide) if before is None else before.margin.clone()
         first = torch.full_like(task.label, -1) if before is None else before.first_success.clone()
         if crafted is not None:
             image[standing] = crafted.image
-            margin[standing] = self.margins(model, crafted.image, part.label)
+            margin[standing] = self.margins(model, crafted.image, part.label).to(margin.dtype)
             first[standing & (margin < 0)] = 0
         self.threat.check(image, task.image)
         spent = standing.long()
         return Attempt(image, margin, first, spent, torch.zeros_like(spent), torch.zeros_like(standing))
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
-        with attackable(model), torch.no_grad():
-            return -self.decision(model(image.detach().clone()), label.detach().clone())
+        own = keyed_generators(image.device, self.seed, self.name, "margins")
+        with attackable(model), own, torch.no_grad():
+            answer = checked(model(image.detach().clone()), len(image), int(label.max()) + 1 if len(label) else 0)
+            return -self.decision(answer, label.detach().clone())
+
+
+@contextmanager
+def lent(surrogate: Model, device: torch.device) -> Iterator[None]:
+    """A module on another device, and back on its own after, also after an error."""
+    tensors = [*surrogate.parameters(), *surrogate.buffers()] if isinstance(surrogate, nn.Module) else []
+    homes = {tensor.device for tensor in tensors} - {device}
+    if not isinstance(surrogate, nn.Module) or not homes:
+        yield
+        return
+    if len({tensor.device for tensor in tensors}) > 1:
+        raise UserError(f"surrogate must lie on one device, got {', '.join(sorted(map(str, homes | {device})))}")
+    surrogate.to(device)
+    try:
+        yield
+    finally:
+        surrogate.to(homes.pop())

@@ -8,19 +8,20 @@ Learn it on training or validation images, never on those it is judged by::
 and evaluate with ``attack=universal attack.universal.path=universal.pt``.
 """
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from robustfg.attacks.contract import classes_of
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import CrossEntropy, Objective
 from robustfg.attacks.search import Search
+from robustfg.attacks.settings import tensor_sha256
 from robustfg.attacks.slope import derivative
 from robustfg.attacks.threat import Threat, step_length
 from robustfg.attacks.victim import Victim
@@ -49,17 +50,22 @@ def fit(
         objective: None: cross-entropy, as in the paper.
         cap: value from which a sample's objective counts no more, so that few samples do not outweigh the others; the
             paper clips, too.
-        epochs: how often.
+        epochs: how often; more than one needs batches that can be gone through again, such as a list or a loader.
         step: length of the first step; it falls by the same amount every epoch and would be 0 after the last.
         engine: how the model is run.
     """
     if epochs < 1:
         raise UserError(f"epochs must be >= 1, got {epochs}")
+    if epochs > 1 and isinstance(batches, Iterator):
+        raise UserError(f"batches can be gone through only once: give a list or a loader for epochs {epochs}")
     objective, engine, change = objective or CrossEntropy(), engine or Engine(), None
     length = step_length(step, threat.reach)
     for epoch in range(epochs):
+        images = 0
         for image, label, *_ in batches:
-            with engine.running(model, image) as run:
+            images += len(image)
+            classes = classes_of(image, label)
+            with engine.running(model, image, classes=classes) as run:
                 clean, true = image.detach().clone(), label.detach().clone()
                 change = torch.zeros_like(clean[:1]) if change is None else change
                 leaf = change.clone().requires_grad_()
@@ -68,8 +74,9 @@ def fit(
                 grey = torch.full_like(change, 0.5)
                 moved = change + length * (1 - epoch / epochs) * threat.steepest(gradient)
                 change = threat.project(grey + moved, grey) - grey
-    if change is None:
-        raise UserError("batches held no images to learn a universal perturbation on")
+        if not images:
+            raise UserError(f"batches held no images in epoch {epoch} to learn a universal perturbation on")
+    assert change is not None
     return change
 
 
@@ -105,7 +112,6 @@ class UniversalPerturbation(Search):
         return 1
 
     def describe(self) -> Mapping[str, object]:
-        content = self._change().detach().cpu().float().contiguous().numpy().tobytes()
         return {
             "norm": self.threat.norm,
             "epsilon": str(self.threat.epsilon),
@@ -113,7 +119,7 @@ class UniversalPerturbation(Search):
             "restarts": 1,
             "objective": self.decision.name,
             "seed": self.seed,
-            "perturbation_sha256": hashlib.sha256(content).hexdigest(),
+            "perturbation_sha256": tensor_sha256(self._change().float()),
         }
 
     def search(self, victim: Victim, draws: Draws, restart: int) -> None:

@@ -1,5 +1,6 @@
 """The robustness evaluation as a Lightning callback, exact on any number of processes."""
 
+import functools
 import json
 import shutil
 import signal
@@ -31,6 +32,7 @@ from robustfg.evaluation.checks.probes import (
     deterministic,
     finite_difference,
 )
+from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.evidence import evidence_of
 from robustfg.evaluation.fingerprint import fingerprint, weights_sha256
 from robustfg.evaluation.gallery import write_gallery
@@ -81,7 +83,8 @@ class RobustnessEvaluation(pl.Callback):
     ) -> None:
         if not attacks:
             raise UserError("attack is empty; choose a suite such as attack=quick")
-        self.attacks, self.folder, self.about = dict(attacks), Path(folder) / "robustness", dict(about or {})
+        self.folder, self.about = Path(folder) / "robustness", dict(about or {})
+        self.given = self.attacks = dict(attacks)
         self.context = dict(context or {})
         if split not in ("test", "val"):
             raise UserError(f"evaluation.split must be test or val, got {split}")
@@ -103,10 +106,12 @@ class RobustnessEvaluation(pl.Callback):
         self.ids = data.describe()[self.split]["ids_sha256"]
         weights = weights_sha256(pl_module)
         described: dict[str, Mapping[str, object]] = {CLEAN: {}, FINITE_DIFFERENCE: {}, DETERMINISM: {}} | {
-            name: attack.settings() for name, attack in (self.attacks | dict(self.probe.attacks)).items()
+            name: attack.settings() for name, attack in (self.given | dict(self.probe.attacks)).items()
         }
         about = [weights, self.ids, self.context]
         prints = {name: fingerprint([*about, name, dict(text)]) for name, text in described.items()}
+        confusion = functools.cache(lambda: confusion_of(cast(Evaluated, pl_module), data, pl_module.device))
+        self.attacks = {name: attack.told(confusion) for name, attack in self.given.items()}
         if threading.current_thread() is threading.main_thread():  # rows are safe: leave at once, without collectives
             signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         self.store = RecordStore(self.folder, trainer.global_rank, prints)
@@ -208,7 +213,7 @@ class RobustnessEvaluation(pl.Callback):
         distances = self.embeddings.distances(len(_data(trainer).classes))
         library = f"robustfg {__version__}"
         also = [name for name in self.probe.attacks if name.startswith((ONE_STEP, REFERENCE, GRADIENT_FREE))]
-        described = {name: {"library": library, **attack.settings()} for name, attack in self.attacks.items()}
+        described = {name: {"library": library, **attack.shown()} for name, attack in self.attacks.items()}
         return {
             "schema": 1,
             **self.about,

@@ -1,7 +1,7 @@
 """A cheap look at robustness during training, exact on any number of processes."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytorch_lightning as pl
@@ -10,8 +10,9 @@ import torch
 from robustfg.attacks import Attack
 from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
+from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.gather import total
-from robustfg.evaluation.measure import exact_arithmetic
+from robustfg.evaluation.measure import Classify, exact_arithmetic
 from robustfg.types import Batch
 
 
@@ -26,6 +27,7 @@ class ValidationRobustness(pl.Callback):
     def __init__(self, *, attacks: Mapping[str, Attack], samples: int = 128) -> None:
         self.attack = list(attacks.values())[-1]
         self.samples = samples
+        self.now = self.attack
         self.chosen: set[int] = set()
         self.correct = self.n = 0
 
@@ -34,6 +36,7 @@ class ValidationRobustness(pl.Callback):
         assert isinstance(data, DataModule)
         subset = balanced_subset(np.asarray(data.samples("val").labels), self.samples)
         self.chosen, self.correct, self.n = set(data.positions["val"][subset].tolist()), 0, 0
+        self.now = self.attack.told(lambda: confusion_of(cast(Classify, pl_module), data, pl_module.device))
 
     def on_validation_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
@@ -44,7 +47,7 @@ class ValidationRobustness(pl.Callback):
             return
         with exact_arithmetic():
             image, label, index = (tensor[chosen].clone() for tensor in batch)
-            adversarial = self.attack(pl_module, image, label, index)
+            adversarial = self.now(pl_module, image, label, index)
             with torch.no_grad():
                 clean, attacked = (pl_module(x).logits.argmax(1) == label for x in (image, adversarial))
         self.correct += int((clean & attacked).sum())

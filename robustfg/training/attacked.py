@@ -1,18 +1,18 @@
 """What all regimes that attack have in common: how the attack sets in."""
 
 from abc import abstractmethod
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from robustfg.attacks import Attack
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.training.regime import Classify, Moment, Regime, Standard
 from robustfg.types import Batch
 
 
+@dataclass(kw_only=True, eq=False)
 class Attacked(Regime):
     """Clean epochs, then a growing radius, then the full attack.
 
@@ -24,11 +24,13 @@ class Attacked(Regime):
         ramp_epochs: epochs after them over which epsilon grows linearly from 0 to its full value.
     """
 
-    def __init__(self, *, clean_epochs: float = 0.0, ramp_epochs: float = 0.0) -> None:
-        for option, value in {"clean_epochs": clean_epochs, "ramp_epochs": ramp_epochs}.items():
+    clean_epochs: float = 0.0
+    ramp_epochs: float = 0.0
+
+    def __post_init__(self) -> None:
+        for option, value in {"clean_epochs": self.clean_epochs, "ramp_epochs": self.ramp_epochs}.items():
             if not value >= 0:
                 raise UserError(f"training.{option} must be >= 0, got {value}")
-        self.clean_epochs, self.ramp_epochs = clean_epochs, ramp_epochs
 
     def craft(self, model: Classify, batch: Batch, moment: Moment) -> Tensor | None:
         strength = self.strength(moment.epoch)
@@ -55,10 +57,3 @@ class Attacked(Regime):
         if epoch < self.clean_epochs:
             return 0.0
         return min(1.0, (epoch - self.clean_epochs) / self.ramp_epochs) if self.ramp_epochs else 1.0
-
-
-def weakened(attack: Attack, strength: float) -> Attack:
-    """The same attack with ``strength`` times its radius; step sizes given as a share of epsilon shrink with it."""
-    if strength == 1:
-        return attack
-    return attack.within(replace(attack.threat, epsilon=strength * attack.threat.radius))

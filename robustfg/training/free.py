@@ -1,6 +1,7 @@
 """Free adversarial training: the backward pass that trains the weights also attacks the image."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from robustfg.training.regime import Classify, Moment, accuracy
 from robustfg.types import Batch
 
 
+@dataclass(kw_only=True, eq=False)
 class Free(Attacked):
     """Free adversarial training (Shafahi et al. 2019, algorithm 1), l-inf.
 
@@ -21,23 +23,22 @@ class Free(Attacked):
     both the weights and the perturbation, delta <- clip(delta + epsilon sign(g), -epsilon, epsilon), which goes on to
     the next replay and from the last replay to the next batch. One epoch costs as much as ``replays`` ordinary ones.
     Under gradient accumulation all batches of an optimizer step are replayed together, each with a perturbation of its
-    own. Checkpoints hold the perturbation of every process.
+    own. Batches of clean epochs are replayed, too. Checkpoints hold the perturbation of every process.
 
     Args:
         epsilon: the radius in pixel units.
         replays: optimizer steps on every batch, m in the paper.
-        clean_epochs: epochs on clean images at the beginning, replayed too.
-        ramp_epochs: epochs after them over which epsilon grows linearly from 0 to its full value.
     """
 
-    def __init__(
-        self, *, epsilon: str | float, replays: int = 8, clean_epochs: float = 0.0, ramp_epochs: float = 0.0
-    ) -> None:
-        super().__init__(clean_epochs=clean_epochs, ramp_epochs=ramp_epochs)
-        if replays < 1:
-            raise UserError(f"training.replays must be >= 1, got {replays}")
-        self.radius, self.replays = Linf(epsilon=epsilon).radius, replays
-        self.noise: dict[int, Tensor] = {}
+    epsilon: str | float
+    replays: int = 8
+    noise: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replays < 1:
+            raise UserError(f"training.replays must be >= 1, got {self.replays}")
+        self.radius = Linf(epsilon=self.epsilon).radius
 
     def attacked(self, model: Classify, batch: Batch, moment: Moment, strength: float) -> Tensor:
         radius, noise = strength * self.radius, self._carried(batch.image, moment.slot)

@@ -1,19 +1,19 @@
 """MART: misclassified samples get the most of the regularisation."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustfg.attacks import Attack
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
-from robustfg.training.adversarial import Adversarial
+from robustfg.training.crafted import Crafted
 from robustfg.training.divergence import divergence, log_probabilities
 from robustfg.training.regime import Classify, accuracy
 from robustfg.types import Batch
 
 
-class Mart(Adversarial):
+@dataclass(kw_only=True, eq=False)
+class Mart(Crafted):
     """MART (Wang et al. 2020): BCE(p(x'), y) + beta KL(p(x) || p(x')) (1 - p_y(x)), averaged over the batch.
 
     The boosted cross-entropy BCE is the cross-entropy of the true class and -log(1 - max_{k != y} p_k(x')). Its first
@@ -22,31 +22,15 @@ class Mart(Adversarial):
     attacked images go through the network one after the other, as in the authors' release.
 
     Args:
-        attack: attacks by name; training steps take them in turn.
         beta: weight of the divergence, lambda in the paper.
-        craft_in_train_mode: craft images with the batch's own statistics and dropout instead of in eval mode.
-        clean_epochs: epochs on clean images at the beginning.
-        ramp_epochs: epochs after them over which epsilon grows linearly from 0 to its full value.
     """
 
-    def __init__(
-        self,
-        *,
-        attack: Mapping[str, Attack],
-        beta: float = 5.0,
-        craft_in_train_mode: bool = False,
-        clean_epochs: float = 0.0,
-        ramp_epochs: float = 0.0,
-    ) -> None:
-        super().__init__(
-            attack=attack,
-            craft_in_train_mode=craft_in_train_mode,
-            clean_epochs=clean_epochs,
-            ramp_epochs=ramp_epochs,
-        )
-        if not beta >= 0:
-            raise UserError(f"training.beta must be >= 0, got {beta}")
-        self.beta = beta
+    beta: float = 5.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta >= 0:
+            raise UserError(f"training.beta must be >= 0, got {self.beta}")
 
     def robust_terms(self, model: Classify, loss: LossModule, batch: Batch, adversarial: Tensor) -> dict[str, Tensor]:
         clean, attacked = model(batch.image), model(adversarial)

@@ -1,11 +1,11 @@
 """TRADES: a clean loss, and predictions that stay the same around every image."""
 
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from robustfg.attacks import Threat
+from robustfg.attacks import Rigid, Threat
 from robustfg.attacks.freeze import attackable
 from robustfg.attacks.randomness import keyed_normals
 from robustfg.attacks.threat import step_length
@@ -20,6 +20,7 @@ START = 0.001
 """Standard deviation of the noise that crafting starts with: at the clean image the divergence has no gradient."""
 
 
+@dataclass(kw_only=True, eq=False)
 class Trades(Attacked):
     """TRADES (Zhang et al. 2019): L(x, y) + beta KL(p(x) || p(x')), where x' maximises that divergence in the ball.
 
@@ -33,36 +34,34 @@ class Trades(Attacked):
         steps: gradient steps while crafting.
         step_size: their length, in pixel units or as a share of epsilon.
         seed: chooses the noise at the start, together with training step and sample id.
-        clean_epochs: epochs on clean images at the beginning.
-        ramp_epochs: epochs after them over which epsilon grows linearly from 0 to its full value.
     """
 
-    def __init__(
-        self,
-        *,
-        threat: Threat,
-        beta: float = 6.0,
-        steps: int = 10,
-        step_size: str | float = "0.226*eps",
-        seed: int = 0,
-        clean_epochs: float = 0.0,
-        ramp_epochs: float = 0.0,
-    ) -> None:
-        super().__init__(clean_epochs=clean_epochs, ramp_epochs=ramp_epochs)
-        if not beta >= 0:
-            raise UserError(f"training.beta must be >= 0, got {beta}")
-        if steps < 1:
-            raise UserError(f"training.steps must be >= 1, got {steps}")
-        step_length(step_size, threat.radius)
-        self.threat, self.beta = threat, beta
-        self.steps, self.step_size, self.seed = steps, step_size, seed
+    threat: Threat
+    beta: float = 6.0
+    steps: int = 10
+    step_size: str | float = "0.226*eps"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.beta >= 0:
+            raise UserError(f"training.beta must be >= 0, got {self.beta}")
+        if self.steps < 1:
+            raise UserError(f"training.steps must be >= 1, got {self.steps}")
+        if isinstance(self.threat, Rigid):
+            raise UserError(
+                "training.threat: trades takes gradient steps, which the rigid threat has not; choose "
+                "training=adversarial attack@training.attack=spatial"
+            )
+        step_length(self.step_size, self.threat.reach)
 
     def attacked(self, model: Classify, batch: Batch, moment: Moment, strength: float) -> Tensor:
-        threat = replace(self.threat, epsilon=strength * self.threat.radius)
-        size = step_length(self.step_size, threat.radius)
+        key = self.seed, "trades", moment.step
+        threat = self.threat.scaled(strength).placed(batch.image, batch.index, *key)
+        size = step_length(self.step_size, threat.reach)
         with attackable(model):
             clean = batch.image.detach().clone()
-            noise = keyed_normals(clean[0].numel(), batch.index, self.seed, "trades", moment.step)
+            noise = keyed_normals(clean[0].numel(), batch.index, *key)
             current = threat.project(clean + START * noise.view_as(clean).to(clean), clean)
             with torch.no_grad():
                 reference = log_probabilities(model(clean))

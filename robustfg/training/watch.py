@@ -7,7 +7,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from pytorch_lightning.callbacks import WeightAveraging
+from torch import Tensor, nn
 
 from robustfg.attacks import Attack
 from robustfg.attacks.freeze import attackable
@@ -51,7 +52,10 @@ class Watch(pl.Callback):
             worst = "max" if name == "overfitting" else "min"
             pl_module.log(f"train/{name}", value, on_step=False, on_epoch=True, reduce_fx=worst, rank_zero_only=False)
         if good:
-            self.guard.weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+            self.guard.weights = [
+                {name: value.detach().clone() for name, value in model.state_dict().items()}
+                for model in _models(trainer, pl_module)
+            ]
         else:
             self._mend(trainer, pl_module, single, multi)
 
@@ -61,12 +65,15 @@ class Watch(pl.Callback):
 
     def _mend(self, trainer: pl.Trainer, pl_module: pl.LightningModule, single: float, multi: float) -> None:
         assert self.guard.weights is not None
-        pl_module.load_state_dict(self.guard.weights)
+        models = _models(trainer, pl_module)
+        for model, weights in zip(models, self.guard.weights, strict=False):  # a continued run may have new callbacks
+            model.load_state_dict(weights)
         self.guard.weights = None
         for optimizer in trainer.optimizers:
             optimizer.state.clear()
             optimizer.zero_grad()
-        trainer.should_stop = self.guard.rescue is None
+        if self.guard.rescue is None:
+            trainer.should_stop = True
         if trainer.is_global_zero:
             logging.getLogger(__name__).warning(
                 "Catastrophic overfitting in epoch %d, step %d: %.0f %% right under the single-step attack, %.0f %% "
@@ -87,3 +94,10 @@ class Watch(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.guard.load_state_dict(state_dict)
+
+
+def _models(trainer: pl.Trainer, model: pl.LightningModule) -> list[nn.Module]:
+    """The model, and its running averages where callbacks keep any."""
+    callbacks: list[pl.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    averages = [callback._average_model for callback in callbacks if isinstance(callback, WeightAveraging)]
+    return [model, *(average for average in averages if average is not None)]

@@ -386,7 +386,7 @@ def test_passes_are_counted_per_sample(steps):
 
 def test_passes_of_parts_of_a_batch_are_spread_evenly_and_none_is_lost():
     net, clean = smooth(), images(4).double()
-    witness = Witness(Run(Engine(fold=False), net, 0.0), clean)
+    witness = Witness(Run(Engine(fold=False), net), clean)
     for rows in (4, 3, 4, 2, 1):
         witness(clean[:rows])
     pixels = clean[:3].clone().requires_grad_()
@@ -400,7 +400,7 @@ def test_passes_of_parts_of_a_batch_are_spread_evenly_and_none_is_lost():
 
 def test_the_witness_gives_the_models_own_answers_and_gradients():
     net, clean = smooth(), images().double()
-    witness = Witness(Run(Engine(fold=False), net, 0.0), clean)
+    witness = Witness(Run(Engine(fold=False), net), clean)
     weight = torch.randn(COUNT, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     gradients = []
     for model in (net, witness):
@@ -491,6 +491,17 @@ def test_adv_libs_one_step_pgd_is_refused():
         (lambda: PyAutoAttack(threat=linf(), version="custom", attacks_to_run=["apgd"]), "near: apgd-t"),
         (lambda: PyAutoAttack(threat=linf(), options={"apgd": {"typo": 1}}), "apgd has no option 'typo'"),
         (lambda: PyAutoAttack(threat=linf(), options={"model": {}}), "options are of apgd"),
+        (
+            lambda: PyAutoAttack(threat=linf(), options={"square": {"eps": 0.5}}),
+            "options.square.eps is the threat model's; set threat",
+        ),
+        (
+            lambda: PyAutoAttack(threat=linf(), options={"apgd": {"norm": "L2"}}),
+            "options.apgd.norm is the threat model's; set threat",
+        ),
+        (lambda: PyAutoAttack(threat=linf(), options={"fab": {"targeted": True}}), "options.fab.targeted is decided"),
+        (lambda: PyAutoAttack(threat=linf(), options={"square": {"seed": 1}}), "options.square.seed is decided"),
+        (lambda: PyAutoAttack(threat=linf(), options={"apgd": {"loss": "dlr"}}), "options.apgd.loss is decided"),
         (lambda: replace(foolbox_pgd(), engine=Engine(samples=2)), "engine.samples must be 1 for foolbox"),
     ],
 )
@@ -561,6 +572,13 @@ def test_iterations_count_in_l1_too_where_apgd_reads_another_setting():
     assert short.forwards.max() < 200  # 5 restarts of APGD with 100 iterations alone would be 500
 
 
+def test_lengths_in_the_parts_options_are_shares_of_the_radius():
+    options = {"fab": {"alpha_max": "eps/4"}, "square": {"p_init": "1/8", "n_queries": 7}}
+    attack = PyAutoAttack(threat=linf(0.2), options=options)._made(None, 0, "cpu")
+    assert attack.fab.alpha_max == pytest.approx(0.05)
+    assert (attack.square.p_init, attack.square.n_queries) == (0.125, 7)
+
+
 def test_an_l1_threat_reaches_the_library():
     attack = PyAutoAttack(
         threat=L1(epsilon=4), version="custom", attacks_to_run=["apgd-ce"], options={"apgd": {"n_iter": 10}}
@@ -606,7 +624,7 @@ def test_the_options_on_disk_name_attacks_and_settings_that_exist(option):
 def test_passes_of_others_are_charged_to_the_samples_still_there():
     net, image = smooth(), images(3).double()
     task = Task.of(image, predicted(net, image), None, draw=0, logits=None)
-    victim = Victim(Run(Engine(fold=False), net, 0.0), task, threat=linf(), decision=Margin())
+    victim = Victim(Run(Engine(fold=False), net), task, threat=linf(), decision=Margin())
     victim.look(image)
     victim.keep(torch.tensor([True, False, True]))
     victim.charge(torch.tensor([5, 7]), torch.tensor([1, 0]))

@@ -114,6 +114,41 @@ def test_parts_of_parts_can_be_replaced_together():
     assert list(model.named_modules()) == before
 
 
+class Twice(nn.Module):
+    """Asks one quantiser under two names, beside another one that has only one."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(Quantise())
+        self.second = nn.Sequential(self.first[0])
+        self.other = Quantise()
+
+    def forward(self, image):
+        return self.first(image) + 2 * self.second(image) + 4 * self.other(image)
+
+
+@pytest.mark.parametrize("name", ["first.0", "second.0"])
+def test_a_part_that_stands_in_two_places_is_replaced_in_both_and_put_back(name):
+    model, image = Twice(), images(2).requires_grad_()
+    before = list(model.named_modules(remove_duplicate=False))
+    with differentiable(model, {name: identity}):
+        (gradient,) = torch.autograd.grad(model(image).sum(), image)
+        assert torch.equal(gradient, torch.full_like(image, 3.0))
+        assert type(model.other) is Quantise
+    assert list(model.named_modules(remove_duplicate=False)) == before
+
+
+def test_one_part_under_two_names_cannot_have_two_surrogates():
+    model = Twice()
+    before = list(model.named_modules(remove_duplicate=False))
+    with (
+        pytest.raises(UserError, match="'first.0' and 'second.0' are the same part; name it once"),
+        differentiable(model, {"first.0": identity, "second.0": torch.sin}),
+    ):
+        pass
+    assert list(model.named_modules(remove_duplicate=False)) == before
+
+
 @pytest.mark.parametrize("name", ["front.quantize", ""])
 def test_a_part_that_is_not_there_is_told_and_nothing_is_changed(name):
     model = Quantised()

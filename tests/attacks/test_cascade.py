@@ -5,13 +5,22 @@ import pytest
 import torch
 from test_gradient import INDEX, LABEL, Net, Sure, images, margins, pgd
 
-from robustfg.attacks import Cascade, Linf, Margin
+from robustfg.attacks import Cascade, GradientAttack, Linf, Margin, Patch, Rigid, Spatial, WrongAndNear
 from robustfg.attacks.objectives import CrossEntropy
 from robustfg.errors import UserError
 
 
 def stages(**more):
     return {"short": pgd(steps=1, size="eps/8"), "long": pgd(steps=8, restarts=2, random_start=True)} | more
+
+
+def spatial(*limits):
+    return {str(rank): Spatial(threat=Rigid(**limit)) for rank, limit in enumerate(limits)}
+
+
+def patches(*places):
+    threats = [Patch(epsilon=0.25, place=place) for place in places]
+    return {str(rank): GradientAttack(threat=threat) for rank, threat in enumerate(threats)}
 
 
 def setting():
@@ -69,12 +78,35 @@ def test_the_description_names_every_stage_with_its_rounds():
     ("attacks", "message"),
     [
         ({}, "a cascade needs attacks"),
-        ({"a": pgd(), "b": pgd(epsilon=0.2)}, "all stages need the same norm and epsilon"),
+        ({"a": pgd(), "b": pgd(epsilon=0.2)}, r"the same threat, got Linf\(epsilon=0.1\) and Linf\(epsilon=0.2\)"),
+        (spatial({"degrees": 5}, {"degrees": 90}), "the same threat, got Rigid"),
+        (spatial({"shift": "1/32"}, {"shift": "3/32"}), "the same threat, got Rigid"),
+        (patches((0, 0), (1, 1)), "the same threat, got Patch"),
+        (patches((0, 0), None), "the same threat, got Patch"),
+        ({"a": pgd(), "b": pgd(decision=WrongAndNear(tau=2))}, r"the same decision, got Margin\(\) and WrongAndNear"),
+        (
+            {"a": pgd(decision=WrongAndNear(tau=1)), "b": pgd(decision=WrongAndNear(tau=2))},
+            r"the same decision, got WrongAndNear\(tau=1",
+        ),
     ],
 )
 def test_what_is_no_cascade_is_refused(attacks, message):
     with pytest.raises(UserError, match=message):
         Cascade(attacks=attacks)
+
+
+def test_stages_agree_however_their_epsilon_was_typed_and_decide_for_the_cascade():
+    decision = WrongAndNear(tau=3)
+    both = {"a": pgd(epsilon="1/4", decision=decision), "b": pgd(epsilon=0.25, decision=decision)}
+    cascade = Cascade(attacks={"first": Cascade(attacks=both), **both})
+    assert cascade.decision == decision
+    assert cascade.shown()["decision"]["tau"] == 3
+
+
+@pytest.mark.parametrize("option", [{"seed": 1}, {"restarts": 2}])
+def test_seed_and_restarts_are_the_stages_own(option):
+    with pytest.raises(UserError, match=f"{next(iter(option))} is the stages' own"):
+        Cascade(attacks=stages(), **option)
 
 
 def test_passes_are_those_of_all_stages():

@@ -1,4 +1,7 @@
 import copy
+import gc
+import pickle
+import weakref
 
 import pytest
 import timm
@@ -150,3 +153,54 @@ def test_an_attack_on_the_copy_finds_what_one_on_the_model_finds():
     assert 0 < results[0].sum() < 32
     assert norms(model)
     assert isinstance(attack.threat, Linf)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_a_copy_that_answers_otherwise_is_not_believed_however_small_the_logits_are(scale):
+    model = settled(Plain())
+    with torch.no_grad():
+        model[-1].weight.mul_(scale)
+        model[-1].bias.mul_(scale)
+    assert not norms(folded(model, images()))
+    model[0].weight.data.mul_(2)  # which the copy, with its own fused weights, does not see
+    assert folded(model, images()) is model
+
+
+class Owned(Plain):
+    """Refers to itself in a round-about way, as a Lightning module does through its trainer."""
+
+    def __init__(self):
+        super().__init__()
+        self.trainer = {"module": [self]}
+
+
+def test_an_attacked_module_that_refers_to_itself_is_freed():
+    model = settled(Owned())
+    assert folded(model, images()) is not model
+    alive = weakref.ref(model)
+    del model
+    gc.collect()
+    assert alive() is None
+
+
+def test_copies_and_pickles_of_an_attacked_model_do_not_carry_the_folded_one():
+    model = settled(Plain())
+    plain = len(pickle.dumps(model))
+    first = folded(model, images())
+    assert len(pickle.dumps(model)) < plain + 200
+    twin = copy.deepcopy(model)
+    assert folded(twin, images()) is not first
+    assert not any(first is value for value in vars(twin).values())
+
+
+def test_trying_a_copy_leaves_the_callers_random_numbers_alone():
+    model = nn.Sequential(settled(Plain()), Jitter()).eval()
+    image, before = images(), torch.get_rng_state()
+    with Engine().running(model, image):
+        pass
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+class Jitter(nn.Module):
+    def forward(self, feature):
+        return feature + torch.rand_like(feature)

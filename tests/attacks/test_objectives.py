@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_gradient import INDEX, Net, images
+from torch import nn
 
-from robustfg.attacks import CrossEntropy, Margin
+from robustfg.attacks import APGD, CrossEntropy, GradientAttack, KullbackLeibler, Linf, Margin, Steepest
 from robustfg.types import Output, decision_margin
 
 LOGITS = st.lists(st.lists(st.floats(-30, 30), min_size=4, max_size=4), min_size=1, max_size=5)
@@ -73,3 +75,61 @@ def test_float32_cross_entropy_still_has_a_gradient_at_a_gap_of_80():
     logits = torch.tensor([[80.0, 0.0]], requires_grad=True)
     (gradient,) = torch.autograd.grad(CrossEntropy()(logits, torch.tensor([0])).sum(), logits)
     assert gradient[0, 1].item() == pytest.approx(math.exp(-80), rel=1e-4)
+
+
+class Recorded(nn.Module):
+    """Keeps every batch it is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.seen = Net(), []
+
+    def forward(self, image):
+        self.seen.append(image.detach())
+        return self.net(image)
+
+
+def naive_divergence(logits, clean):
+    p, q = clean.softmax(1), logits.softmax(1)
+    return (p * (p / q).log()).sum(1)
+
+
+def test_divergence_from_the_clean_prediction_climbs_its_own_gradient_for_those_that_are_left():
+    model, clean = Recorded(), images()
+    with torch.no_grad():
+        logits = model.net(clean)
+    label = logits.argmax(1)
+    label[1] = (label[1] + 1) % 5  # wrong already: leaves with the first look
+    attack = GradientAttack(
+        threat=Linf(epsilon=0.02), step=Steepest(size=0.005), steps=3, objective=KullbackLeibler(), random_start=True
+    )
+    model.seen.clear()
+    next(attack.attempts(model, clean, label, INDEX))
+    batches = [batch for batch in model.seen if not torch.equal(batch, clean)]
+    assert len(model.seen) == len(batches) + 1  # the clean logits are asked for once
+    assert len(batches[0]) == 6
+    assert len(batches[1]) == 5
+    rest = torch.arange(6)[torch.arange(6) != 1]
+    for before, after, rows in ((batches[0][rest], batches[1], rest), (batches[1], batches[2], rest)):
+        leaf = before.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(naive_divergence(model.net(leaf), logits[rows]).sum(), leaf)
+        stepped = (before + 0.005 * gradient.sign()).clamp(clean[rows] - 0.02, clean[rows] + 0.02).clamp(0, 1)
+        assert torch.allclose(after, stepped, rtol=0, atol=1e-12)
+
+
+def test_divergence_takes_given_clean_logits_and_serves_apgd():
+    model, clean = Recorded(), images()
+    with torch.no_grad():
+        logits = model.net(clean)
+    attack = APGD(threat=Linf(epsilon=0.1), steps=10, objective=KullbackLeibler())
+    found = next(attack.attempts(model, clean, logits.argmax(1), INDEX, logits=logits))
+    assert not any(torch.equal(batch, clean) for batch in model.seen)
+    assert (model.net(found.image).argmax(1) != logits.argmax(1)).any()
+
+
+@settings(deadline=None, max_examples=50)
+@given(rows=LOGITS)
+def test_divergence_is_the_sum_of_p_times_the_log_of_p_over_q(rows):
+    logits = torch.tensor(rows, dtype=torch.float64)
+    clean = logits.flip(1) / 2
+    assert torch.allclose(KullbackLeibler()(logits, clean), naive_divergence(logits, clean), atol=1e-9)

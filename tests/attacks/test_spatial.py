@@ -9,7 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from robustfg.attacks import GradientAttack, Rigid, Spatial
+from robustfg.attacks import (
+    APGD,
+    FAB,
+    Cascade,
+    EstimatedGradient,
+    GradientAttack,
+    Linf,
+    Rigid,
+    Spatial,
+    Square,
+    UniversalPerturbation,
+)
 from robustfg.attacks.spatial import turned
 from robustfg.errors import UserError
 
@@ -207,10 +218,24 @@ def test_its_size_is_zero_and_pixels_may_not_be_changed_in_it():
     threat, clean = Rigid(), images()
     assert threat.size(clean).tolist() == [0.0] * 6
     assert threat.radius == 0
-    found = GradientAttack(threat=threat, steps=2, random_start=True)(
-        lambda image: torch.stack([image.sum((1, 2, 3)), image[:, 0, 0, 0]], 1), clean, torch.zeros(6).long(), INDEX
-    )
-    assert torch.equal(found, clean)
+    uses = threat.project, threat.steepest, threat.uniform
+    for use, arguments in zip(uses, [(clean, clean), (clean,), (clean, INDEX)], strict=True):
+        with pytest.raises(UserError, match="attack it with Spatial"):
+            use(*arguments)
+
+
+@pytest.mark.parametrize("kind", [APGD, EstimatedGradient, FAB, GradientAttack, Square, UniversalPerturbation])
+def test_attacks_that_change_pixels_refuse_it_by_name(kind):
+    options = {"perturbation": images()[:1]} if kind is UniversalPerturbation else {}
+    with pytest.raises(UserError, match="threat rigid allows turned images only, which Spatial tries, not"):
+        kind(threat=Rigid(), **options)
+    with pytest.raises(UserError, match="threat rigid"):
+        Cascade(attacks={"a": GradientAttack(threat=Linf(epsilon=0.1))}).within(Rigid())
+
+
+def test_an_attack_that_turns_images_refuses_a_ball():
+    with pytest.raises(UserError, match="threat must be Rigid, got linf"):
+        Spatial(threat=Linf(epsilon=0.1))
 
 
 def test_no_rotation_and_no_shift_is_the_clean_image():

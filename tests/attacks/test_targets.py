@@ -13,16 +13,20 @@ from robustfg.attacks import (
     APGD,
     L1,
     L1APGD,
+    Cascade,
     CrossEntropy,
     Engine,
     GradientAttack,
     Linf,
+    MostConfused,
     Siblings,
+    Square,
     Steepest,
     TargetedCrossEntropy,
     TargetedDLR,
     TargetedMargin,
     TopClasses,
+    Transfer,
 )
 from robustfg.errors import UserError
 from robustfg.types import Output
@@ -94,6 +98,70 @@ def test_targets_are_siblings_first_then_the_others_by_falling_logit(case, count
         assert near[sample].tolist() == kin[:count]
 
 
+@settings(deadline=None, max_examples=80)
+@given(case=cases(), count=st.integers(1, 9), data=st.data())
+def test_the_most_confused_classes_come_first_and_equal_ones_by_falling_logit(case, count, data):
+    rows, label, _ = case
+    classes = len(rows[0])
+    row = st.lists(st.sampled_from([0, 1, 2.5, 40]), min_size=classes, max_size=classes)
+    table = data.draw(st.lists(row, min_size=classes, max_size=classes))
+    logits, true = torch.tensor(rows, dtype=torch.float64), torch.tensor(label)
+    chosen = MostConfused(count=count, confusion=table).choose(logits, true)
+    assert torch.equal(MostConfused(count=count, confusion=torch.tensor(table)).choose(logits, true), chosen)
+    for sample, values in enumerate(rows):
+        own = label[sample]
+        wrong = [k for k in range(classes) if k != own]
+        assert chosen[sample].tolist() == sorted(wrong, key=lambda k: (-table[own][k], -values[k]))[:count]
+
+
+@pytest.mark.parametrize(
+    ("confusion", "message"),
+    [
+        ([[1, 2, 3], [4, 5, 6]], r"K x K finite numbers, got \(2, 3\)"),
+        ([1, 2], r"K x K finite numbers, got \(2,\)"),
+        ([[1, 2], [3]], "K x K finite numbers: expected sequence of length 2"),
+        ([["a", "b"], ["c", "d"]], "K x K finite numbers: "),
+        ([[1, float("nan")], [1, 1]], "K x K finite numbers"),
+    ],
+)
+def test_a_confusion_that_is_no_square_of_numbers_is_refused_by_name(confusion, message):
+    with pytest.raises(UserError, match=f"targets.confusion must be {message}"):
+        MostConfused(confusion=confusion)
+
+
+def test_a_confusion_of_other_classes_or_none_at_all_is_told_when_it_is_asked():
+    with pytest.raises(UserError, match="targets.confusion must be of 5 classes, got 2"):
+        MostConfused(confusion=[[1, 2], [3, 4]]).choose(torch.zeros(2, 5), torch.tensor([0, 1]))
+    with pytest.raises(UserError, match="targets.confusion must be given, K x K numbers; only an evaluation measures"):
+        MostConfused().choose(torch.zeros(2, 5), torch.tensor([0, 1]))
+
+
+def test_a_measured_confusion_reaches_open_targets_wherever_they_are_and_is_measured_only_for_those():
+    asked, table = [], torch.eye(5, dtype=torch.float64)
+    measure = lambda: asked.append(1) or table  # noqa: E731
+    given = make(APGD, targets=MostConfused(confusion=table.flip(0)))
+    for attack in (given, make(APGD), Cascade(attacks={"a": given}), Square(threat=Linf(epsilon=0.1))):
+        assert attack.told(measure).settings() == attack.settings()
+    assert not asked
+    open_ = make(APGD, targets=MostConfused(count=2))
+    transfer = Transfer(attack=open_, surrogate=Net(), surrogate_name="net")
+    told = Cascade(attacks={"a": Cascade(attacks={"b": open_}), "c": transfer}).told(measure).attacks
+    for inner in (told["a"].attacks["b"], told["c"].attack):
+        assert inner.targets.confusion is table
+        assert inner.targets.count == 2
+        assert inner.rounds == 2
+    assert open_.targets.confusion is None
+
+
+def test_confusions_are_told_apart_in_description_and_settings():
+    tables = [None, torch.eye(5), torch.eye(5).flip(0), torch.eye(5).tolist()]
+    attacks = [make(APGD, targets=MostConfused(confusion=table)) for table in tables]
+    shown = [json.dumps(attack.describe()["targets"]) for attack in attacks]
+    assert len(set(shown)) == 3
+    assert shown[1] == shown[3]
+    assert len({json.dumps(attack.settings()) for attack in attacks}) == 4
+
+
 @pytest.mark.parametrize("odd", [float("nan"), float("-inf")])
 def test_logits_that_are_not_finite_come_last_and_the_label_never(odd):
     logits = torch.tensor([[odd, 1.0, odd, 2.0], [odd, odd, odd, odd]])
@@ -134,6 +202,23 @@ class Watched:
                 return super().__call__(output, label, target)
 
         return Noting()
+
+
+@KINDS
+def test_without_a_random_start_every_target_begins_at_the_clean_image_and_the_next_restart_at_random(kind):
+    first_seen = {}
+
+    def model(image):
+        first_seen.setdefault(len(rounds), image.detach().clone())
+        return Net()(image)
+
+    rounds, clean, label = [], images(), torch.tensor([0, 1, 2, 3, 4, 0])
+    attack = make(kind, random_start=False, restarts=2, decision=never)
+    logits = Net()(clean).detach()  # known, or the first round would ask for them
+    for attempt in attack.attempts(model, clean, label, INDEX, logits=logits):
+        rounds.append(attempt)
+    starts = [torch.equal(first_seen[number], clean) for number in range(6)]
+    assert starts == [True, True, True, False, False, False]
 
 
 @KINDS
@@ -233,3 +318,26 @@ def test_targets_are_part_of_the_description_and_count_in_the_passes(kind):
     assert described["objective"] == "targeted_margin"
     assert described["restarts"] == 3
     assert attack.passes == 6 * 7
+
+
+@pytest.mark.parametrize("kind", [GradientAttack, APGD])
+def test_without_random_start_every_target_of_the_first_restart_begins_at_the_clean_image(kind):
+    model, clean, starts = Net(), images(), []
+    label = model(clean).argmax(1)
+    attack = kind(
+        threat=Linf(epsilon=1e-4), steps=2, targets=TopClasses(count=2), objective=TargetedMargin(), restarts=2,
+        random_start=False,
+    )  # fmt: skip
+    with torch.no_grad():
+        logits = model(clean)
+    seen = []
+
+    def watched(image):
+        seen.append(image.detach().clone())
+        return model(image)
+
+    for restart, _ in enumerate(attack.attempts(watched, clean, label, INDEX, logits=logits)):
+        starts.append(torch.equal(seen[0], clean))
+        seen.clear()
+        assert restart < 4
+    assert starts == [True, True, False, False]

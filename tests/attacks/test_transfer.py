@@ -1,7 +1,12 @@
+from types import SimpleNamespace
+
+import pytest
 import torch
 from test_gradient import INDEX, Log, Net, images, margins, named_images, pgd
 
 from robustfg.attacks import CrossEntropy, Linf, Transfer
+from robustfg.attacks.transfer import lent
+from robustfg.errors import UserError
 
 
 def transfer(surrogate, **options):
@@ -59,3 +64,82 @@ def test_the_radius_reaches_the_attack_inside():
 
 def test_the_description_names_the_surrogate():
     assert transfer(Net()).describe()["surrogate"] == "twin"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_models_logits_may_be_of_another_dtype_than_the_images(dtype):
+    model, clean = Net(), images()
+    label = model(clean).argmax(1)
+    (attempt,) = transfer(noisy_twin(Net())).attempts(lambda image: model(image).to(dtype), clean, label, INDEX)
+    wrong = model(attempt.image).to(dtype).argmax(1) != label
+    assert torch.equal(attempt.margin < 0, wrong)
+    assert wrong.any()
+
+
+def test_a_random_models_margins_are_keyed_and_leave_the_callers_generator_alone():
+    model, clean = Net(), images()
+    label = model(clean).argmax(1)
+
+    def noisy(image):
+        return model(image) + torch.randn(len(image), 5)
+
+    for attack in (transfer(Net()), pgd(epsilon=0.3, steps=2, restarts=2, last_iterate=True)):
+        before = torch.get_rng_state()
+        told = [attack.margins(noisy, clean, label) for _ in range(2)]
+        attack(noisy, clean, label, INDEX)
+        assert torch.equal(*told)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+class Elsewhere(Net):
+    """Lies, by its own account, on another device."""
+
+    def __init__(self, home="cuda"):
+        super().__init__()
+        self.home, self.path = torch.device(home), []
+
+    def parameters(self, recurse=True):
+        yield SimpleNamespace(device=self.home)
+
+    def buffers(self, recurse=True):
+        yield from ()
+
+    def to(self, device):
+        self.home = torch.device(device)
+        self.path.append(self.home.type)
+        return self
+
+
+def test_a_surrogate_is_lent_to_the_images_device_and_given_back_also_after_an_error():
+    surrogate = Elsewhere()
+    with lent(surrogate, torch.device("cpu")):
+        assert surrogate.home.type == "cpu"
+    with pytest.raises(KeyboardInterrupt), lent(surrogate, torch.device("cpu")):
+        raise KeyboardInterrupt
+    assert surrogate.path == ["cpu", "cuda", "cpu", "cuda"]
+    near = Elsewhere("cpu")
+    with lent(near, torch.device("cpu")):
+        pass
+    assert near.path == []
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_surrogate_stays_where_the_caller_had_it():
+    model, clean = Net().cuda(), images().cuda()
+    surrogate = noisy_twin(Net())
+    label = model(clean).argmax(1)
+    list(transfer(surrogate).attempts(model, clean, label, INDEX.cuda()))
+    assert {parameter.device.type for parameter in surrogate.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("option", [{"seed": 1}, {"restarts": 3}])
+def test_seed_and_restarts_are_those_of_its_attack(option):
+    with pytest.raises(UserError, match=f"{next(iter(option))} is that of its attack; set attack.{next(iter(option))}"):
+        Transfer(attack=pgd(), surrogate=Net(), surrogate_name="twin", **option)
+    inner = pgd(**option, random_start=True, last_iterate=True)
+    attempts = list(
+        Transfer(attack=inner, surrogate=Net(), surrogate_name="t").attempts(
+            Net(), images(), images().long()[:, 0, 0, 0], INDEX
+        )
+    )
+    assert len(attempts) == option.get("restarts", 1)

@@ -1,4 +1,5 @@
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -6,8 +7,9 @@ import pytest
 import torch
 from toy import SIZE, data_module, evaluate, suite
 
-from robustfg.attacks import APGD, Attack, Linf, TargetedDLR, TopClasses
+from robustfg.attacks import APGD, L1, Attack, GradientAttack, Linf, MostConfused, TargetedDLR, TopClasses
 from robustfg.errors import UserError
+from robustfg.evaluation import RobustnessEvaluation
 from robustfg.evaluation.records import CLEAN
 
 
@@ -100,6 +102,36 @@ def test_summary_is_the_documented_interface(classifier, tmp_path):
 
 class KilledError(Exception):
     pass
+
+
+def test_rows_are_continued_only_under_the_same_settings_down_to_the_threat_and_the_targets(
+    classifier, tmp_path, monkeypatch
+):
+    """The share of l1 coordinates is in no summary, but changes what is found; a measured confusion is no setting."""
+
+    def prints(attack):
+        callback = RobustnessEvaluation(attacks={"a": attack}, folder=tmp_path, checks=0)
+        trainer = SimpleNamespace(
+            datamodule=data_module(),
+            global_rank=0,
+            num_test_batches=[1],
+            is_global_zero=True,
+            progress_bar_callback=None,
+        )
+        callback.on_test_start(trainer, classifier)
+        callback.progress.stop()
+        return callback.store.fingerprints["a"]
+
+    one, same, other = (GradientAttack(threat=L1(epsilon=1, share=share)) for share in (0.01, 0.01, 0.5))
+    assert one.describe() == other.describe()
+    assert prints(one) == prints(same) != prints(other)
+    aimed = [
+        APGD(threat=Linf(epsilon="8/255"), objective=TargetedDLR(), targets=MostConfused(confusion=table))
+        for table in (None, None, torch.eye(5))
+    ]
+    monkeypatch.setattr("robustfg.evaluation.callback.confusion_of", lambda *_: torch.rand(5, 5))  # rounding differs
+    found = [prints(attack) for attack in aimed]
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_killed_evaluation_continues_and_ends_with_the_same_rows(classifier, tmp_path, monkeypatch):

@@ -117,9 +117,9 @@ def test_training_stopped_in_the_middle_of_an_epoch_continues_to_the_same_weight
 def test_a_guard_goes_on_with_what_it_remembers(tmp_path):
     watched = regimes()["fast"].guard
     watched.is_good(0.5, 0.25)
-    watched.weights, watched.triggered = {"w": torch.ones(2)}, True
+    watched.weights, watched.triggered = [{"w": torch.ones(2)}], True
     torch.save(watched.state_dict(), tmp_path / "guard.pt")
     other = regimes()["fast"].guard
     other.load_state_dict(torch.load(tmp_path / "guard.pt", weights_only=True))
     assert (other.good, other.triggered) == ([(0.5, 0.25)], True)
-    assert torch.equal(other.weights["w"], torch.ones(2))
+    assert torch.equal(other.weights[0]["w"], torch.ones(2))

@@ -1,11 +1,16 @@
 import logging
+from itertools import pairwise
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from small_classifiers import classifier, data, guard, pgd, trainer
 
 from robustfg.errors import UserError
 from robustfg.training import Fast
+from robustfg.training.callbacks import WarmedEma
 
 
 def judged(*checks, **options):
@@ -35,10 +40,20 @@ def test_the_size_of_the_fall_can_be_chosen():
 
 
 @pytest.mark.parametrize(
-    ("checks", "batches", "expected"), [(1, 6, [5]), (2, 6, [2, 5]), (4, 6, [0, 1, 2, 3, 4, 5]), (2, 7, [2, 5])]
+    ("checks", "batches", "expected"),
+    [(1, 6, [5]), (2, 6, [2, 5]), (4, 6, [1, 2, 4, 5]), (2, 7, [3, 6]), (9, 3, [0, 1, 2])],
 )
 def test_checks_are_spread_over_the_epoch(checks, batches, expected):
     assert [batch for batch in range(batches) if guard(checks_per_epoch=checks).due(batch, batches)] == expected
+
+
+@given(checks=st.integers(1, 40), batches=st.integers(1, 60))
+def test_there_are_as_many_checks_as_asked_for_at_equal_distances(checks, batches):
+    due = [batch for batch in range(batches) if guard(checks_per_epoch=checks).due(batch, batches)]
+    assert len(due) == min(checks, batches)
+    assert due[-1] == batches - 1
+    gaps = [after - before for before, after in pairwise([-1, *due])]
+    assert max(gaps) - min(gaps) <= 1
 
 
 class Planted(dict):
@@ -58,10 +73,14 @@ class Planted(dict):
 OVERFITTING = [(0.4, 0.4), (0.5, 0.45), (0.9, 0.0)]
 
 
-def train(monkeypatch, caplog, **options):
+def train(monkeypatch, caplog, callbacks=(), **options):
     watched = guard(checks_per_epoch=2, **options)
     regime = Fast(attack={"fast": pgd(1, "fast", "1.25*eps")}, guard=watched)
-    planted, model, loop = Planted(monkeypatch, watched, OVERFITTING), classifier(regime), trainer(max_epochs=4)
+    planted, model, loop = (
+        Planted(monkeypatch, watched, OVERFITTING),
+        classifier(regime),
+        trainer(max_epochs=4, callbacks=list(callbacks)),
+    )
     planted.model = model
     used = []
     attack_at = regime.attack_at
@@ -96,6 +115,49 @@ def test_a_rescue_goes_on_from_the_last_good_weights_without_momentum(monkeypatc
     assert states[1] > 0
     assert states[9] == 0  # cleared, right after the bad check
     assert "goes on with pgd" in caplog.text
+
+
+class Averages(WarmedEma):
+    """Keeps the running average after every step."""
+
+    def __init__(self):
+        super().__init__(decay=0.999)
+        self.after = {}
+
+    def on_train_batch_start(self, trainer, *rest):
+        weight = self._average_model.module.backbone.layers[0].weight
+        self.after[trainer.global_step] = weight.detach().clone()
+
+
+def test_the_running_average_goes_back_to_the_last_good_check_too(monkeypatch, caplog):
+    averages = Averages()
+    planted, model, loop, _, _ = train(monkeypatch, caplog, [averages])
+    assert loop.global_step == 9
+    assert not torch.equal(averages.after[6], averages.after[8])
+    assert not torch.equal(averages.after[6], planted[1])
+    assert torch.equal(model.backbone.layers[0].weight, averages.after[6])  # of the end, as averages are
+
+
+def test_a_rescue_goes_on_with_the_running_average_of_the_last_good_check(monkeypatch, caplog):
+    averages = Averages()
+    train(monkeypatch, caplog, [averages], rescue={"pgd": pgd(4)})
+    assert torch.equal(averages.after[9], averages.after[6])
+    assert not torch.equal(averages.after[10], averages.after[6])
+
+
+def test_a_rescue_does_not_take_back_another_callbacks_wish_to_stop(monkeypatch, caplog):
+    class Stop(pl.Callback):
+        def on_train_batch_end(self, trainer, *rest):
+            if trainer.global_step == 9:  # the bad check's
+                trainer.should_stop = True
+
+    _, _, loop, _, _ = train(monkeypatch, caplog, [Stop()], rescue={"pgd": pgd(4)})
+    assert "goes on with pgd" in caplog.text
+    assert loop.global_step == 9
+
+
+def test_a_rescue_is_known_by_its_name_in_the_config():
+    assert guard(rescue={"strong": pgd(4, "other")}).rescue.name == "strong"
 
 
 def test_both_accuracies_are_those_of_the_batch_under_the_two_attacks(monkeypatch):

@@ -5,11 +5,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustfg.attacks import CrossEntropy, GradientAttack, Linf, Margin, Steepest
+from robustfg.attacks import (
+    L0,
+    Cascade,
+    CrossEntropy,
+    Engine,
+    Frame,
+    GradientAttack,
+    Linf,
+    Margin,
+    Patch,
+    Rigid,
+    Spatial,
+    Steepest,
+    TargetedMargin,
+    TopClasses,
+    UniversalPerturbation,
+)
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
-from robustfg.training import Adversarial, Standard
-from robustfg.training.attacked import weakened
+from robustfg.training import Adversarial, Fast, Guard, Mart, Standard
+from robustfg.training.crafted import weakened
 from robustfg.training.regime import Moment
 from robustfg.types import Batch, Output
 
@@ -222,6 +238,69 @@ def test_a_weakened_attack_stays_in_the_smaller_ball():
     adversarial = attack(lambda x: x.flatten(1)[:, :3] * 10, image, torch.tensor([0, 1, 2, 0]), torch.arange(4))
     assert 0 < (adversarial - image).abs().max() <= pgd().threat.radius / 4 + 1e-6
     assert weakened(attack, 1) is attack
+
+
+@pytest.mark.parametrize("epoch", [0.01, 1.0, 2.0, 5.0])
+@pytest.mark.parametrize(
+    "threat", [L0(epsilon=9), Frame(epsilon=3), Patch(epsilon=0.3), Patch(epsilon=0.3, place=(0, 1)), Rigid()]
+)
+def test_the_radius_of_every_threat_model_grows(batch, threat, epoch):
+    attack = Spatial(threat=threat, tries=4) if isinstance(threat, Rigid) else replace(pgd(), threat=threat)
+    regime, model = Adversarial(attack={"a": attack}, ramp_epochs=4), Model()
+    image = regime.craft(model, batch, Moment(0, epoch))
+    used = threat.scaled(min(1, epoch / 4))
+    assert torch.equal(image, attack.within(used)(model, batch.image, batch.label, batch.index, draw=0))
+    if not isinstance(threat, Rigid):
+        used.check(image, batch.image)
+        assert torch.equal(image, batch.image) == (epoch == 0.01)
+
+
+def test_an_attack_that_cannot_be_weakened_is_refused_by_name():
+    fixed = UniversalPerturbation(threat=Linf(epsilon=0.1), perturbation=torch.full((1, 3, 6, 6), 0.1))
+    Adversarial(attack={"fixed": fixed}, clean_epochs=1)
+    message = r"training\.attack\.fixed cannot be weakened, set training\.ramp_epochs=0: .*learn it within that epsilon"
+    for kind in (Adversarial, Mart):
+        with pytest.raises(UserError, match=message):
+            kind(attack={"fixed": fixed}, ramp_epochs=1)
+    with pytest.raises(UserError, match=r"training\.guard\.rescue\.fixed cannot be weakened"):
+        Fast(
+            attack={"a": pgd()}, guard=Guard(attack=pgd(), rescue={"fixed": fixed}), ramp_epochs=1,
+            craft_in_train_mode=False,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("restarts", [1, 2])
+def test_in_train_mode_every_pass_sees_the_whole_batch(batch, restarts):
+    """Also where all samples are misclassified from the beginning, and would leave."""
+    model, sizes = Model(norm=True), []
+    model.features.register_forward_hook(lambda module, args, output: sizes.append(len(output)))
+    with torch.no_grad():
+        batch = batch._replace(label=(model(batch.image).logits.argmax(1) + 1) % 3)
+    sizes.clear()
+    attack = replace(pgd(), restarts=restarts)
+    Adversarial(attack={"pgd": attack}, craft_in_train_mode=True)(model, model.loss, batch, 0)
+    assert len(sizes) >= 4
+    assert set(sizes) == {5}
+
+
+LEAVING = {
+    "worst iterate": pgd(last_iterate=False),
+    "targets": replace(pgd(), objective=TargetedMargin(), targets=TopClasses(count=2)),
+    "pieces": replace(pgd(), engine=Engine(fixed_batch=2)),
+    "cascade": Cascade(attacks={"a": pgd(), "b": pgd()}),
+}
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_attacks_that_show_parts_of_the_batch_are_refused_in_train_mode(name):
+    attack = {"a": LEAVING[name]}
+    message = r"craft_in_train_mode=true uses the statistics of whole batches: training\.{} must be a gradient attack"
+    for kind in (Adversarial, Mart, Fast):
+        with pytest.raises(UserError, match=message.format(r"attack\.a")):
+            kind(attack=attack, craft_in_train_mode=True)
+        assert kind(attack=attack, craft_in_train_mode=False).attack_at(0) is attack["a"]
+    with pytest.raises(UserError, match=message.format(r"guard\.rescue\.a")):
+        Fast(attack={"b": pgd()}, guard=Guard(attack=pgd(), rescue=attack))
 
 
 @pytest.mark.parametrize("option", ["clean_epochs", "ramp_epochs"])

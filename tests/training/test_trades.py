@@ -1,10 +1,8 @@
-from dataclasses import replace
-
 import pytest
 import torch
 from small_classifiers import LOSSES, Model, batch, gradients, kl_by_hand, logits_by_hand, loss_by_hand, same
 
-from robustfg.attacks import L2, Linf
+from robustfg.attacks import L0, L2, Frame, Linf, Patch, Rigid
 from robustfg.attacks.randomness import keyed_normals
 from robustfg.errors import UserError
 from robustfg.training import Trades
@@ -50,6 +48,39 @@ def test_l2_steps_have_their_length_and_stay_in_the_ball():
         length = (crafted - samples.image).flatten(1).norm(dim=1)
         assert (length <= expected + 0.02).all()  # the start: 0.001 in each of 108 pixels
         assert (length > expected / 2).all()
+
+
+@pytest.mark.parametrize("threat", [Frame(epsilon=1), Patch(epsilon="9/36", place=(0, 0)), Patch(epsilon="9/36")])
+def test_in_a_region_a_share_of_epsilon_is_a_share_of_the_pixel_range(threat):
+    """A share of its epsilon would be a share of an area or of a width."""
+    model, samples = Model(), batch()
+    samples = samples._replace(image=samples.image * 0.4 + 0.3)
+    crafted = Trades(threat=threat, steps=1, step_size="eps/8").craft(model, samples, Moment(0, 0.0))
+    moved = (crafted - samples.image).abs()
+    changed = moved > 0
+    assert ((moved[changed] - 1 / 8).abs() < 6 * 0.001).all()  # the start's noise
+    assert changed.any(1).flatten(1).sum(1).tolist() == [20 if isinstance(threat, Frame) else 9] * 5
+
+
+def test_a_patch_without_a_place_lies_elsewhere_for_every_sample_and_step():
+    model, samples = Model(), batch()
+    regime = Trades(threat=Patch(epsilon="9/36"), steps=2)
+    first, again, second = (regime.craft(model, samples, Moment(step, 0.0)) for step in (0, 0, 1))
+    assert torch.equal(first, again)
+    places = [{tuple(place) for place in (sample != 0).any(0).nonzero().tolist()} for sample in first - samples.image]
+    others = [{tuple(place) for place in (sample != 0).any(0).nonzero().tolist()} for sample in second - samples.image]
+    assert all(len(place) == 9 for place in places + others)
+    assert len(set(map(frozenset, places))) > 1
+    assert places != others
+
+
+@pytest.mark.parametrize("threat", [L0(epsilon=8), Frame(epsilon=2), Patch(epsilon=0.4), L2(epsilon=0.5)])
+def test_every_threat_model_can_grow(threat):
+    model, samples = Model(), batch()
+    for epoch in (0.01, 1.0, 2.0):
+        crafted = Trades(threat=threat, ramp_epochs=2, steps=2).craft(model, samples, Moment(0, epoch))
+        threat.scaled(epoch / 2).check(crafted, samples.image)
+    assert not torch.equal(crafted, samples.image)
 
 
 @pytest.mark.parametrize("loss", LOSSES)
@@ -99,8 +130,9 @@ def test_logits_of_half_precision_are_scored_in_full():
 @pytest.mark.parametrize(
     ("option", "message"),
     [({"beta": -1}, "training.beta must be >= 0, got -1"), ({"steps": 0}, "training.steps must be >= 1, got 0"),
-     ({"step_size": "eps*2"}, "step size must be")],
+     ({"step_size": "eps*2"}, "step size must be"),
+     ({"threat": Rigid()}, "training.threat: trades takes gradient steps, which the rigid threat has not")],
 )  # fmt: skip
 def test_bad_options_are_refused_by_name(option, message):
     with pytest.raises(UserError, match=message):
-        Trades(threat=replace(LINF), **option)
+        Trades(**({"threat": LINF} | option))

@@ -87,10 +87,11 @@ def arguments(
         free = [name for name in parameters if name not in decided]
         raise UserError(f"{title} has no option {unknown[0]!r}; it has {', '.join(free)}")
     ours = {name: value for name, value in {**given, **decided}.items() if name in parameters}
-    return ours | {name: _number(value, threat.radius) for name, value in options.items()}
+    return ours | {name: number(value, threat.radius) for name, value in options.items()}
 
 
-def _number(value: object, radius: float) -> object:
+def number(value: object, radius: float) -> object:
+    """A length such as ``eps/4`` or ``2/255`` as a number; anything else as it is."""
     if isinstance(value, str):
         try:
             return step_length(value, radius)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from robustfg.attacks.adapters.lookup import chosen, load
+from robustfg.attacks.adapters.lookup import chosen, load, number
 from robustfg.attacks.adapters.shared import Peer
 from robustfg.attacks.adapters.witness import Witness
 from robustfg.attacks.victim import Victim
@@ -15,6 +15,12 @@ from robustfg.errors import UserError
 VERSIONS = ("standard", "plus", "rand", "custom")
 STAGES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+PARTS = ("apgd", "apgd_targeted", "fab", "square")
+THREAT = ("eps", "eps_orig", "norm")
+DECIDED = (
+    "model", "predict", "device", "seed", "logger", "is_tf_model", "n_iter_orig", "targeted", "target_class",
+    "y_target",
+)  # fmt: skip
 CLASSES = {"apgd-t": 4, "apgd-dlr": 3}  # what DLR and targeted DLR sort
 
 
@@ -87,12 +93,19 @@ class PyAutoAttack(Peer):
         )  # fmt: skip
         attack.verbose = False
         for part, settings in self.options.items():
-            if part not in ("apgd", "apgd_targeted", "fab", "square") or not isinstance(settings, Mapping):
-                raise UserError(f"{self.title}: options are of apgd, apgd_targeted, fab or square, got {part!r}")
+            if part not in PARTS or not isinstance(settings, Mapping):
+                raise UserError(f"{self.title}: options are of {', '.join(PARTS)}, got {part!r}")
             for name, value in settings.items():
-                if name not in vars(getattr(attack, part)):
-                    raise UserError(f"{self.title}: {part} has no option {name!r}")
-                setattr(getattr(attack, part), name, value)
-                if name == "n_iter" and "n_iter_orig" in vars(getattr(attack, part)):
-                    getattr(attack, part).n_iter_orig = value  # what APGD in l1 reads
+                self._set(getattr(attack, part), f"{part}.{name}", name, number(value, self.threat.radius))
         return attack
+
+    def _set(self, part: Any, option: str, name: str, value: object) -> None:
+        if name in THREAT:
+            raise UserError(f"{self.title}: options.{option} is the threat model's; set threat")
+        if name in DECIDED or option == "apgd.loss":
+            raise UserError(f"{self.title}: options.{option} is decided by the stage or by robustfg; leave it out")
+        if name not in vars(part):
+            raise UserError(f"{self.title}: {option.partition('.')[0]} has no option {name!r}")
+        setattr(part, name, value)
+        if name == "n_iter" and "n_iter_orig" in vars(part):
+            part.n_iter_orig = value  # what APGD in l1 reads

@@ -85,6 +85,9 @@ class Peer(Search):
             "options": {k: v if isinstance(v, plain) else repr(v) for k, v in self.options.items()},
         }
 
+    def settings(self) -> Mapping[str, object]:
+        return {**super().settings(), "library": version(self.package, self.wanted)}
+
     def search(self, victim: Victim, draws: Draws, restart: int) -> None:
         """Hands the samples to the library and looks at what comes back."""
         if not self.threat.radius:

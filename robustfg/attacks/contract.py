@@ -1,0 +1,64 @@
+"""What an attack asks of the samples it is handed and of the model's answers."""
+
+import torch
+from torch import Tensor
+
+from robustfg.errors import UserError
+from robustfg.types import Output
+
+
+def classes_of(image: Tensor, label: Tensor, index: Tensor | None = None) -> int:
+    """Checks samples, and says how many classes a model must know at least. Makes the host wait once.
+
+    Args:
+        image: ``(B, C, H, W)`` float32 or float64 in [0, 1].
+        label: ``(B,)`` int64, classes from 0.
+        index: ``(B,)`` int64.
+
+    Raises:
+        UserError: for anything else.
+    """
+    shapes = tuple(image.shape), tuple(label.shape)
+    if image.dim() != 4 or label.shape != image.shape[:1]:
+        raise UserError(f"need images (B, C, H, W) and labels (B,), got {shapes[0]} and {shapes[1]}")
+    if index is not None and index.shape != label.shape:
+        raise UserError(f"need one sample id per image, got {tuple(index.shape)} for {shapes[1]}")
+    if image.dtype not in (torch.float32, torch.float64):
+        raise UserError(
+            f"images must be float32 or float64, got {image.dtype}; half precision belongs inside the model "
+            "(engine.autocast, trainer.precision=bf16-mixed): its rounding would exceed the budget"
+        )
+    for name, whole in {"labels": label, "sample ids": index}.items():
+        if whole is not None and whole.dtype != torch.int64:
+            raise UserError(f"{name} must be int64, got {whole.dtype}")
+        if whole is not None and whole.device != image.device:
+            raise UserError(f"{name} must lie on the images' device {image.device}, got {whole.device}")
+    if not image.numel():
+        return 0
+    ends = [*torch.aminmax(image), *torch.aminmax(label)]
+    low, high, least, largest = torch.stack([end.double() for end in ends]).tolist()
+    if not (low >= 0 and high <= 1):
+        raise UserError(f"images must lie in [0, 1] (normalise inside the model), got [{low:.3g}, {high:.3g}]")
+    if least < 0:
+        raise UserError(f"labels must be classes from 0, got {least:.0f}")
+    return int(largest) + 1
+
+
+def checked(answer: Output | Tensor, images: int, classes: int = 0) -> Output | Tensor:
+    """A model's answer, if its logits are ``(images, K)`` with K >= 2 and at least ``classes``; reads no values.
+
+    Raises:
+        UserError: for anything else.
+    """
+    logits = answer.logits if isinstance(answer, Output) else answer
+    if not isinstance(logits, Tensor):
+        raise UserError(
+            f"the model must return logits (B, K) or an Output that holds them, got {type(logits).__name__}"
+        )
+    known = logits.shape[1] if logits.dim() == 2 else 0
+    if len(logits) != images or known < 2 or not logits.is_floating_point():
+        got = f"{logits.dtype} {tuple(logits.shape)}"
+        raise UserError(f"the model must return logits (B, K) of two classes or more, got {got} for {images} images")
+    if known < classes:
+        raise UserError(f"labels must be classes 0 to {known - 1} of the model, got {classes - 1}")
+    return answer

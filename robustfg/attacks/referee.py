@@ -1,0 +1,77 @@
+"""Who has won, by the word of the attacked model itself where the arithmetic of a fast copy leaves it open."""
+
+import torch
+from torch import Tensor
+
+from robustfg.attacks.engine import Run
+from robustfg.attacks.objectives import Margin, Objective
+from robustfg.types import Output, logits_of, mapped
+
+CAUTION = 8
+"""Margins are open up to so many times the largest error seen: about eight standard deviations, from a few images."""
+LEAD = 2
+"""Times the largest error seen, to aim at: one that is met there is then seen, too."""
+FEW = 4
+"""How many images the copy is first compared on; no count tells these passes."""
+
+
+class Referee:
+    """Tells decision margins whose signs are the attacked model's own.
+
+    A copy's margin is open where it is nearer to 0 than ``CAUTION`` times the largest difference to the model's own
+    seen so far, in the decision's own units, or than the highest logit's resolution (where a margin is near 0, that is
+    the true one's, too). There the model itself is asked. So neither the scale of the logits nor a number added to all
+    of them nor a class far off matters, and no success is given up. These passes are counted, and come on top of what
+    an attack may spend.
+
+    Args:
+        run: the model, and what is searched on.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._errors: Tensor | None = None  # (2,): of the decision, and of how far a logit leads
+
+    def margins(
+        self, image: Tensor, output: Output | Tensor, label: Tensor, decision: Objective
+    ) -> tuple[Tensor, Tensor | None]:
+        """Margins ``(n,)``, and for whom the model itself was asked, ``(n,)`` bool; None: for nobody.
+
+        A margin on whose sign both agree stays the copy's, so that it does not depend on who else was compared.
+
+        Args:
+            image: ``(n, C, H, W)``.
+            output: what ``run`` answered, detached.
+            label: ``(n,)``.
+            decision: positive where the attacker has won.
+        """
+        margin = -decision(output, label)
+        if self.run.itself is None or not len(label):
+            return margin, None
+        if self._errors is None:
+            self._compared(image[:FEW], mapped(output, lambda value: value[:FEW]), label[:FEW], decision)
+        left_open = margin.abs() <= CAUTION * self._error(output)[0]
+        rows = left_open.nonzero().flatten()
+        if not len(rows):
+            return margin, None
+        own = self._compared(image[rows], mapped(output, lambda value: value[rows]), label[rows], decision)
+        seen = margin[rows]
+        return margin.index_copy(0, rows, torch.where((own < 0) == (seen < 0), seen, own.to(seen.dtype))), left_open
+
+    def doubt(self, output: Output | Tensor) -> Tensor:
+        """How far a logit must lead another one by the copy's account to lead it in the model itself, ``(n,)``."""
+        return LEAD * self._error(output)[1]
+
+    def _error(self, output: Output | Tensor) -> Tensor:
+        """How far the decision and a logit's lead may be off, ``(2, n)``."""
+        logits = logits_of(output).detach()
+        errors = logits.new_zeros(2) if self._errors is None else self._errors.to(logits.dtype)
+        return torch.maximum(errors[:, None], torch.finfo(logits.dtype).eps * logits.amax(1).abs())
+
+    def _compared(self, image: Tensor, output: Output | Tensor, label: Tensor, decision: Objective) -> Tensor:
+        """The model's own margins ``(n,)``; remembers how far off the copy's were."""
+        own = self.run.own(image)
+        answers = (-decision(own, label), -decision(output, label)), (-Margin()(own, label), -Margin()(output, label))
+        errors = torch.stack([(told - seen).abs().nan_to_num().amax() for told, seen in answers])
+        self._errors = errors if self._errors is None else torch.maximum(self._errors, errors)
+        return answers[0][0]
