@@ -78,6 +78,12 @@ class Classifier(pl.LightningModule):
         """How abnormal the input looks, ``(B,)``, higher is more abnormal; the loss module's own score."""
         return self.loss.anomaly(output)
 
+    def explain(self, image: Tensor) -> tuple[Output, dict[str, Tensor]]:
+        """What ``forward`` gives, and where the evidence for it lies: maps ``(B, h, w)`` by name."""
+        feature_map = self.backbone(image)
+        output: Output = self.loss(feature_map)
+        return output, self.loss.evidence(feature_map, output)
+
     def configure_callbacks(self) -> list[pl.Callback]:
         callbacks = self.regime.callbacks()
         if self.phases is not None:

@@ -5,6 +5,7 @@ from copy import copy
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
@@ -75,11 +76,30 @@ class FitSquare:
 
     def __init__(self, *, size: int, crop_ratio: float = 1.0, keep_aspect: bool = True) -> None:
         self.size = size
-        resize = v2.Resize(round(size / crop_ratio) if keep_aspect else [size, size], antialias=True)
-        self.steps = v2.Compose([resize, v2.CenterCrop(size)])
+        self.resize = v2.Resize(round(size / crop_ratio) if keep_aspect else [size, size], antialias=True)
+        self.crop = v2.CenterCrop(size)
 
     def __call__(self, image: Tensor) -> Tensor:
         if image.shape[1:] == (self.size, self.size):
             return image
-        fitted: Tensor = self.steps(image)
+        fitted: Tensor = self.crop(self.resize(image))
+        return fitted
+
+    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Where a mask ``(H, W)`` of the image lies in the fitted one: the pixels that it covers by half or more."""
+        painted: Tensor = self(torch.from_numpy(mask * np.uint8(255))[None])
+        covered: NDArray[np.bool_] = painted[0].numpy() > 127
+        return covered
+
+    def points(self, points: NDArray[np.float64], height: int, width: int) -> NDArray[np.float64]:
+        """Where points ``(P, 2)`` of an image lie in the fitted one; those that were cut off fall outside of it.
+
+        Coordinates are x and y in pixels; whole numbers are the centres of pixels, (0, 0) the upper left one's.
+        """
+        if (height, width) == (self.size, self.size):
+            return points
+        before = np.array([width, height])
+        resized = np.array(self.resize(torch.zeros(1, height, width, dtype=torch.uint8)).shape[:0:-1])
+        cut = [round((int(side) - self.size) / 2) for side in resized]  # as torchvision rounds it
+        fitted: NDArray[np.float64] = (points + 0.5) * (resized / before) - 0.5 - cut
         return fitted

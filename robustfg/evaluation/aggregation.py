@@ -16,11 +16,28 @@ def correct_per_sample(table: pa.Table, attacks: Iterable[str]) -> NDArray[np.bo
 
     Mean of the minimum, never minimum of means.
     """
+    return held_per_sample(table, attacks, column(table, "correct"))
+
+
+def held_per_sample(table: pa.Table, attacks: Iterable[str], held: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Whether ``held``, one truth per row, holds in every row of the given attacks, for each sample in order of ids."""
     chosen = np.isin(column(table, "attack"), list(attacks))
     samples, position = np.unique(column(table, "index"), return_inverse=True)
-    correct = np.ones(len(samples), bool)
-    np.logical_and.at(correct, position[chosen], column(table, "correct")[chosen])
-    return correct
+    found = np.ones(len(samples), bool)
+    np.logical_and.at(found, position[chosen], held[chosen])
+    return found
+
+
+def worst_rows(table: pa.Table, attacks: Iterable[str]) -> NDArray[np.int64]:
+    """Of every sample that has any, the row of the given attacks with the smallest margin; samples in order of ids.
+
+    Ties go to a wrong prediction first, then to the row that stands first.
+    """
+    rows = np.flatnonzero(np.isin(column(table, "attack"), list(attacks)))
+    index, correct, margin = (column(table, name)[rows] for name in ("index", "correct", "margin"))
+    order = np.lexsort((rows, correct, margin, index))
+    first = np.unique(index[order], return_index=True)[1]
+    return rows[order[first]]
 
 
 def summarise(

@@ -33,12 +33,15 @@ from robustfg.evaluation.checks.probes import (
     finite_difference,
 )
 from robustfg.evaluation.confusion import confusion_of
+from robustfg.evaluation.evidence import evidence_of
 from robustfg.evaluation.fingerprint import fingerprint, weights_sha256
 from robustfg.evaluation.gallery import write_gallery
 from robustfg.evaluation.gather import gathered, total
 from robustfg.evaluation.measure import Classify, measure_attack, measure_clean
 from robustfg.evaluation.progress import AttackProgress
 from robustfg.evaluation.records import CLEAN, RecordStore, column, table_of, write_table
+from robustfg.evaluation.regions import Annotations, Regions
+from robustfg.evaluation.separation import Embeddings
 from robustfg.models.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
@@ -115,6 +118,8 @@ class RobustnessEvaluation(pl.Callback):
         self.store = RecordStore(self.folder, trainer.global_rank, prints)
         self.train_mode = sum(module.training for module in pl_module.modules())
         self.probabilities, self.weights = 0, weights
+        self.annotations = Annotations(data.source, data.samples(self.split).split, data.fit_square)
+        self.embeddings = Embeddings()
         batches = trainer.num_test_batches[0]
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         everything = [*self.attacks.values(), *self.probe.attacks.values()]
@@ -127,18 +132,21 @@ class RobustnessEvaluation(pl.Callback):
         with exact_arithmetic():
             batch = Batch(*(tensor.clone() for tensor in batch))  # the loop's tensors come from inference mode
             model = cast(Evaluated, pl_module)
-            clean, logits = measure_clean(model, batch)
+            regions = self.annotations.of(batch)
+            clean, found = measure_clean(model, batch, regions)
             self._add(clean)
+            self.embeddings.add(found["embedding"], batch.label, batch.index)
+            logits = found["logits"]
             self.probabilities += int(((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)).sum())
             for attack in self.attacks.values():
                 with self.progress.attacking(attack, pl_module, batch_idx):
-                    self._attack(model, attack, batch, logits, keep=self.perturbations)
+                    self._attack(model, attack, batch, logits, regions, keep=self.perturbations)
             probed = torch.tensor([i in self.probe.samples for i in batch.index.tolist()], device=logits.device)
             part = Batch(batch.image[probed], batch.label[probed], batch.index[probed])
             self._probe(model, part)
             for attack in self.probe.attacks.values():
                 with self.progress.attacking(attack, pl_module, batch_idx):
-                    self._attack(model, attack, part, logits[probed], keep=False)
+                    self._attack(model, attack, part, logits[probed], None, keep=False)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.progress.stop()
@@ -155,7 +163,7 @@ class RobustnessEvaluation(pl.Callback):
         worst = self._claimed(trainer)
         if self.perturbations:
             self.store.write_perturbations(self.folder / "perturbations", world, worst)
-        self._write_gallery(trainer, table, worst)
+        self._write_gallery(trainer, pl_module, table, worst)
         if trainer.is_global_zero:
             write_table(table, self.folder / "records.parquet")
             beside = self.folder / "summary.tmp"
@@ -171,14 +179,17 @@ class RobustnessEvaluation(pl.Callback):
         if hasattr(self, "progress"):
             self.progress.stop()
 
-    def _attack(self, model: Evaluated, attack: Attack, batch: Batch, logits: Tensor, *, keep: bool) -> None:
+    def _attack(
+        self, model: Evaluated, attack: Attack, batch: Batch, logits: Tensor, regions: Regions | None, *, keep: bool
+    ) -> None:
         """Attacks the samples of a batch that an interrupted evaluation has not done."""
         todo = torch.tensor(
             [(attack.name, i) not in self.store.done for i in batch.index.tolist()], device=logits.device
         )
         if bool(todo.any()):
             part = Batch(batch.image[todo], batch.label[todo], batch.index[todo])
-            rows, perturbations = measure_attack(model, attack, part, logits[todo], keep=keep)
+            where = None if regions is None else regions[todo]
+            rows, perturbations = measure_attack(model, attack, part, logits[todo], keep=keep, regions=where)
             self.store.add(rows, perturbations)
 
     def _add(self, rows: list[dict[str, Any]]) -> None:
@@ -200,6 +211,7 @@ class RobustnessEvaluation(pl.Callback):
 
     def _summary(self, table: Any, facts: Facts, trainer: pl.Trainer) -> dict[str, Any]:
         checks = judge(table, self.attacks | dict(self.probe.attacks), facts) if self.checks else []
+        distances = self.embeddings.distances(len(_data(trainer).classes))
         library = f"robustfg {__version__}"
         also = [name for name in self.probe.attacks if name.startswith((ONE_STEP, REFERENCE, GRADIENT_FREE))]
         described = {name: {"library": library, **attack.shown()} for name, attack in self.attacks.items()}
@@ -213,6 +225,7 @@ class RobustnessEvaluation(pl.Callback):
             "precision": "fp32",
             "world_size": trainer.world_size,
             **summarise(table, described, also=also),
+            **evidence_of(table, self.attacks, also, _data(trainer).source, distances),
             "checks": [check.as_dict() for check in checks],
             "verdict": verdict(checks) if checks else "upper bound, unverified",
         }
@@ -227,7 +240,9 @@ class RobustnessEvaluation(pl.Callback):
                     owner[index] = rank
         return {index: ranks[rank][index] for index, rank in owner.items() if rank == trainer.global_rank}
 
-    def _write_gallery(self, trainer: pl.Trainer, table: Any, worst: dict[int, float]) -> None:
+    def _write_gallery(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, table: Any, worst: dict[int, float]
+    ) -> None:
         """Clean image and perturbation of the first broken samples that are right when clean."""
         right = correct_per_sample(table, [CLEAN]) & ~correct_per_sample(table, self.attacks)
         broken = np.unique(column(table, "index"))[right].tolist()
@@ -236,7 +251,8 @@ class RobustnessEvaluation(pl.Callback):
             p.index: p for part in gathered(list(self.store.perturbations(trainer.world_size, chosen))) for p in part
         }
         if trainer.is_global_zero and found:
-            write_gallery(self.folder / "gallery.npz", _data(trainer).samples(self.split), table, found)
+            model, samples = cast(Evaluated, pl_module), _data(trainer).samples(self.split)
+            write_gallery(self.folder / "gallery.npz", model, pl_module.device, samples, table, found)
 
 
 def _data(trainer: pl.Trainer) -> DataModule:

@@ -2,35 +2,68 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
+from torch import Tensor
 
 from robustfg.data.samples import Samples
+from robustfg.evaluation.measure import Classify
 from robustfg.evaluation.records import Perturbation, column
+from robustfg.models.arithmetic import exact_arithmetic
 
 
-def write_gallery(path: Path, samples: Samples, table: pa.Table, broken: Mapping[int, Perturbation]) -> None:
+def write_gallery(
+    path: Path,
+    model: Classify,
+    device: torch.device,
+    samples: Samples,
+    table: pa.Table,
+    broken: Mapping[int, Perturbation],
+) -> None:
     """Writes an archive with one entry a sample: index, label, prediction, attack, clean image and delta.
+
+    Where the model has a map of its evidence, the first one is there too: ``map`` its name, ``clean_map`` and
+    ``attacked_map``, each ``(n, h, w)``.
 
     Args:
         path: the file.
+        model: what was attacked.
+        device: where it lies.
         samples: the evaluated split.
         table: all rows.
         broken: a perturbation of every sample to show, by its id.
     """
     where = {int(position): item for item, position in enumerate(samples.positions)}
     shown = [broken[index] for index in sorted(broken)]
-    delta = [p.delta / 255 if p.delta.dtype == np.int8 else p.delta for p in shown]
+    delta = np.stack([p.delta / 255 if p.delta.dtype == np.int8 else p.delta for p in shown]).astype(np.float32)
+    clean = torch.stack([samples[where[p.index]].image for p in shown])
     np.savez_compressed(
         path,
         index=[p.index for p in shown],
         label=[int(samples.labels[where[p.index]]) for p in shown],
         prediction=[_prediction(table, p) for p in shown],
         attack=[p.attack for p in shown],
-        clean=np.stack([samples[where[p.index]].image.numpy() for p in shown]),
-        delta=np.stack(delta).astype(np.float32),
+        clean=clean.numpy(),
+        delta=delta,
+        **_maps(model, clean.to(device), (clean + torch.from_numpy(delta)).clamp(0, 1).to(device)),
     )
+
+
+def _maps(model: Classify, clean: Tensor, attacked: Tensor) -> dict[str, Any]:
+    """The first map that has more than one position, on both; nothing where there is none."""
+    with exact_arithmetic(), torch.no_grad():
+        before, after = (model.explain(image.clone())[1] for image in (clean, attacked))
+    for name, cells in before.items():
+        if cells[0].numel() > 1:
+            return {
+                "map": name,
+                "clean_map": cells.float().cpu().numpy(),
+                "attacked_map": after[name].float().cpu().numpy(),
+            }
+    return {}
 
 
 def _prediction(table: pa.Table, broken: Perturbation) -> int:

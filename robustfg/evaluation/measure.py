@@ -1,5 +1,6 @@
 """Evaluating one batch: predictions in fp32, attacks, and the rows that record them."""
 
+import math
 import time
 from typing import Any, Protocol
 
@@ -8,7 +9,9 @@ from torch import Tensor
 
 from robustfg.attacks import Attack, Attempt
 from robustfg.errors import UserError
+from robustfg.evaluation.localisation import localise, sizes
 from robustfg.evaluation.records import CLEAN, Perturbation
+from robustfg.evaluation.regions import Regions
 from robustfg.types import Batch, Output, decision_margin
 
 BORDERLINE = 1e-4  # a smaller margin may flip with the batch size: such samples are decided alone
@@ -20,37 +23,47 @@ def borderline(scale: Tensor) -> Tensor:
 
 
 class Classify(Protocol):
-    """What is evaluated: a module that classifies and scores abnormality."""
+    """What is evaluated: a module that classifies, scores abnormality and tells where its evidence lies."""
 
     def __call__(self, image: Tensor) -> Output: ...
+
+    def explain(self, image: Tensor) -> tuple[Output, dict[str, Tensor]]: ...
 
     def anomaly(self, output: Output) -> Tensor: ...
 
 
 @torch.no_grad()
-def verdicts(model: Classify, image: Tensor, label: Tensor) -> dict[str, Tensor]:
-    """Logits, prediction, correctness, margin and anomaly of every sample; borderline ones are decided alone."""
-    output = model(image)
+def verdicts(model: Classify, image: Tensor, label: Tensor, regions: Regions | None = None) -> dict[str, Tensor]:
+    """Everything that is told of every sample; borderline ones are decided alone.
+
+    Logits, embedding, prediction, correctness, margin and anomaly, and with ``regions`` the numbers of ``localise``.
+    """
+    output, maps = model.explain(image)
     if not bool(output.logits.isfinite().all()):
         raise UserError("the model's outputs are not finite, so no accuracy can be told; the weights are damaged")
     found = {
         "logits": output.logits,
+        "embedding": output.embedding,
         "prediction": output.logits.argmax(1),
         "margin": decision_margin(output.logits, label),
         "anomaly": model.anomaly(output),
+        **(localise(maps, regions) if regions is not None else {}),
     }
     near = found["margin"].abs() < borderline(output.logits.abs().amax(1))
     for sample in near.nonzero().flatten().tolist() if len(label) > 1 else ():
-        alone = verdicts(model, image[sample : sample + 1], label[sample : sample + 1])
+        one = slice(sample, sample + 1)
+        alone = verdicts(model, image[one], label[one], None if regions is None else regions[one])
         for name in found:
             found[name][sample] = alone[name][0]
     return found | {"correct": found["prediction"] == label, "borderline": near}
 
 
-def measure_clean(model: Classify, batch: Batch) -> tuple[list[dict[str, Any]], Tensor]:
-    """Rows of the unattacked predictions, and the logits ``(B, K)``."""
+def measure_clean(
+    model: Classify, batch: Batch, regions: Regions | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
+    """Rows of the unattacked predictions, and the verdicts they come from."""
     began = time.perf_counter()
-    found = verdicts(model, batch.image, batch.label)
+    found = verdicts(model, batch.image, batch.label, regions)
     zeros = torch.zeros_like(batch.label)
     extra = {
         "norm": zeros.double(),
@@ -58,12 +71,19 @@ def measure_clean(model: Classify, batch: Batch) -> tuple[list[dict[str, Any]], 
         "forwards": zeros + 1,
         "backwards": zeros,
         "dead_gradient": zeros.bool(),
+        **(sizes(regions) if regions is not None else {}),
     }
-    return _rows(CLEAN, 0, batch, found | extra, time.perf_counter() - began), found["logits"]
+    return _rows(CLEAN, 0, batch, found | extra, time.perf_counter() - began), found
 
 
 def measure_attack(
-    model: Classify, attack: Attack, batch: Batch, clean_logits: Tensor, *, keep: bool
+    model: Classify,
+    attack: Attack,
+    batch: Batch,
+    clean_logits: Tensor,
+    *,
+    keep: bool,
+    regions: Regions | None = None,
 ) -> tuple[list[dict[str, Any]], list[Perturbation]]:
     """Attacks the samples that are right when clean; the others are recorded as broken by the clean image itself.
 
@@ -73,6 +93,7 @@ def measure_attack(
         batch: the samples.
         clean_logits: ``(B, K)``.
         keep: whether to return perturbations.
+        regions: where to look for the evidence of the samples; it is recorded where an image was found anew.
 
     Returns:
         Rows of every sample and round, and perturbations of the samples this attack broke.
@@ -87,13 +108,16 @@ def measure_attack(
         rows += [row | free | {"restart": restart} for restart in range(attack.rounds) for row in unattacked]
     if not len(right.label):
         return rows, perturbations
+    regions = None if regions is None else regions[correct]
     began, found = time.perf_counter(), None
     attempts = attack.attempts(model, right.image, right.label, right.index, logits=clean_logits[correct])
     for restart, attempt in enumerate(attempts):
         spent = attempt.forwards > 0
-        found = _judged(model, attempt.image, right.label, spent, found)
-        evidence = _evidence(attack, attempt, right, found)
-        rows += _rows(attack.name, restart, right, evidence, time.perf_counter() - began)
+        found = _judged(model, attempt.image, right.label, regions, spent, found)
+        new = spent if restart else torch.ones_like(spent)
+        rows += _rows(
+            attack.name, restart, right, _told(attack, attempt, right, found), time.perf_counter() - began, new
+        )
         if keep:
             broken = (spent & ~found["correct"]).nonzero().flatten()
             perturbations += _perturbations(model, attack, restart, right, attempt.image, found["margin"], broken)
@@ -102,20 +126,25 @@ def measure_attack(
 
 
 def _judged(
-    model: Classify, image: Tensor, label: Tensor, spent: Tensor, before: dict[str, Tensor] | None
+    model: Classify,
+    image: Tensor,
+    label: Tensor,
+    regions: Regions | None,
+    spent: Tensor,
+    before: dict[str, Tensor] | None,
 ) -> dict[str, Tensor]:
     """Verdicts on the images of one round; those of samples that were not attacked again stand."""
     if before is None:
-        return verdicts(model, image, label)
+        return verdicts(model, image, label, regions)
     if bool(spent.any()):
-        new = verdicts(model, image[spent], label[spent])
+        new = verdicts(model, image[spent], label[spent], None if regions is None else regions[spent])
         before = {name: values.clone() for name, values in before.items()}
         for name, values in new.items():
             before[name][spent] = values
     return before
 
 
-def _evidence(attack: Attack, attempt: Attempt, batch: Batch, found: dict[str, Tensor]) -> dict[str, Tensor]:
+def _told(attack: Attack, attempt: Attempt, batch: Batch, found: dict[str, Tensor]) -> dict[str, Tensor]:
     unseen = ~found["correct"] & (attempt.first_success < 0)  # the last iterate, which the search did not look at
     return found | {
         "norm": attack.threat.size(attempt.image.double() - batch.image.double()),
@@ -145,11 +174,21 @@ def _perturbations(
     ]  # fmt: skip
 
 
-def _rows(attack: str, restart: int, batch: Batch, columns: dict[str, Tensor], seconds: float) -> list[dict[str, Any]]:
+def _rows(
+    attack: str, restart: int, batch: Batch, columns: dict[str, Tensor], seconds: float, new: Tensor | None = None
+) -> list[dict[str, Any]]:
+    """One row a sample; numbers named ``map/measure`` are its evidence, kept where they are ``new`` and known."""
     told = {"index": batch.index, "label": batch.label} | columns
-    lists = {name: values.tolist() for name, values in told.items() if name != "logits"}
+    lists = {name: values.tolist() for name, values in told.items() if name not in ("logits", "embedding")}
     shared = {"attack": attack, "restart": restart, "seconds": seconds / len(batch.label)}
-    return [dict(zip(lists, values, strict=True)) | shared for values in zip(*lists.values(), strict=True)]
+    kept = [True] * len(batch.label) if new is None else new.tolist()
+    rows = []
+    for values, fresh in zip(zip(*lists.values(), strict=True), kept, strict=True):
+        row = dict(zip(lists, values, strict=True))
+        evidence = {name: round(row.pop(name), 6) for name in lists if "/" in name}
+        known = {name: value for name, value in evidence.items() if not math.isnan(value)}
+        rows.append(row | shared | ({"evidence": known} if known and fresh else {}))
+    return rows
 
 
 def _select(batch: Batch, mask: Tensor) -> Batch:

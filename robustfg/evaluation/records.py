@@ -1,5 +1,6 @@
 """The record of evidence: one row per sample, attack and restart, written as it happens and resumable."""
 
+import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,10 @@ SCHEMA = pa.schema(
         "seconds": pa.float64(),
     }
 )
-"""Columns of ``records.parquet``; ``first_success`` is -1 where there was none."""
+"""Columns of ``records.parquet``; ``first_success`` is -1 where there was none.
+
+After them come nullable float64 columns ``map/measure``, from the rows' ``evidence``: see ``localisation.localise``.
+"""
 
 PERTURBATION_SCHEMA = pa.schema(
     {
@@ -78,9 +82,8 @@ class RecordStore:
         self.folder, self.rank, self.fingerprints = folder, rank, dict(fingerprints)
         self.database = sqlite3.connect(self._path(rank))
         self.database.execute("PRAGMA journal_mode=TRUNCATE")
-        columns = ", ".join(f'"{name}"' for name in SCHEMA.names)
         self.database.execute(
-            f'CREATE TABLE IF NOT EXISTS rows ({columns}, fingerprint, PRIMARY KEY (fingerprint, "index", restart))'
+            f'CREATE TABLE IF NOT EXISTS records ({_STORED}, fingerprint, PRIMARY KEY (fingerprint, "index", restart))'
         )
         self.database.execute(
             "CREATE TABLE IF NOT EXISTS perturbations "
@@ -94,10 +97,13 @@ class RecordStore:
 
     def add(self, rows: Iterable[Row], perturbations: Iterable[Perturbation]) -> None:
         """Writes the rows of one attack on some samples, all or none; a sample keeps its worst perturbation."""
-        values = [(*(row[name] for name in SCHEMA.names), self.fingerprints[row["attack"]]) for row in rows]
+        values = [
+            (*(row[name] for name in SCHEMA.names), json.dumps(row.get("evidence")), self.fingerprints[row["attack"]])
+            for row in rows
+        ]
         with self.database:
             self.database.executemany(
-                f"INSERT OR REPLACE INTO rows VALUES ({', '.join('?' * (len(SCHEMA) + 1))})", values
+                f"INSERT OR REPLACE INTO records VALUES ({', '.join('?' * (len(SCHEMA) + 2))})", values
             )
             self.database.executemany(
                 "INSERT INTO perturbations VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
@@ -165,27 +171,31 @@ class RecordStore:
 
     def _read(self, paths: Iterable[Path]) -> list[dict[str, Any]]:
         rows = []
-        columns = ", ".join(f'"{name}"' for name in SCHEMA.names)
         for path in paths:
             with sqlite3.connect(path) as database:
                 try:
-                    cursor = database.execute(f"SELECT {columns}, fingerprint FROM rows")
+                    cursor = database.execute(f"SELECT {_STORED}, fingerprint FROM records")
                 except sqlite3.OperationalError:  # another rank has only just created its file
                     continue
-                for *values, fingerprint in cursor:
-                    row = dict(zip(SCHEMA.names, values, strict=True))
+                for *values, evidence, fingerprint in cursor:
+                    row: dict[str, Any] = dict(zip(SCHEMA.names, values, strict=True))
                     if self.fingerprints.get(row["attack"]) == fingerprint:
                         row |= {name: bool(row[name]) for name in ("correct", "dead_gradient", "borderline")}
-                        rows.append(row)
+                        told = json.loads(evidence)
+                        rows.append(row | ({"evidence": told} if told else {}))
         return rows
 
 
 _PATTERN = "unfinished-*.sqlite"
+_STORED = ", ".join(f'"{name}"' for name in (*SCHEMA.names, "evidence"))
 
 
 def table_of(rows: Iterable[Row]) -> pa.Table:
-    """Rows as a table, sorted by attack, restart and index."""
-    table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA)
+    """Rows as a table, sorted by attack, restart and index; every piece of evidence is a column."""
+    flat = [{**row, **row.get("evidence", {})} for row in rows]
+    measures = sorted({name for row in flat for name in row if "/" in name})
+    schema = pa.schema([*SCHEMA, *(pa.field(name, pa.float64()) for name in measures)])
+    table = pa.Table.from_pylist(flat, schema=schema)
     return table.sort_by([("attack", "ascending"), ("restart", "ascending"), ("index", "ascending")])
 
 

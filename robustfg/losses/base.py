@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustfg.errors import UserError
+from robustfg.losses.explain import nearness
 from robustfg.types import Output
 
 
@@ -81,6 +82,21 @@ class LossModule(nn.Module, ABC):
         """How abnormal the input looks, ``(B,)``, higher is more abnormal. Default: minus the largest probability."""
         return -output.logits.softmax(1).amax(1)
 
+    def evidence(self, feature_map: Tensor, output: Output) -> dict[str, Tensor]:
+        """Where the evidence for the decision lies, by name: maps ``(B, h, w)``, larger is more, 0 is none.
+
+        Default: the output's maps of one channel, and ``prototype`` where it has a ``class_distance``: how near every
+        position lies to the closest prototype of the predicted class.
+
+        Args:
+            feature_map: what ``forward`` was given.
+            output: what it gave.
+        """
+        found = {name: maps[:, 0] for name, maps in output.maps.items() if maps.shape[1] == 1}
+        if "class_distance" in output.maps:
+            found["prototype"] = nearness(output.maps["class_distance"], output.logits.argmax(1))
+        return found
+
 
 class Embedding(nn.Module):
     """Mean over positions, then a linear layer where ``dim`` asks for one: ``(B, C, h, w)`` to ``(B, dim or C)``."""
@@ -93,3 +109,7 @@ class Embedding(nn.Module):
     def forward(self, feature_map: Tensor) -> Tensor:
         embedding: Tensor = self.project(feature_map.mean(dim=(2, 3)))
         return embedding
+
+    def pulled_back(self, weight: Tensor) -> Tensor:
+        """Weights ``(K, dim or C)`` of a layer on the embedding as weights ``(K, C)`` on the pooled feature."""
+        return weight @ self.project.weight if isinstance(self.project, nn.Linear) else weight

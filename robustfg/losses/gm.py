@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 from robustfg.errors import UserError
 from robustfg.losses.base import Embedding, LossModule
+from robustfg.losses.explain import class_activation
 from robustfg.losses.ramp import Ramp
 from robustfg.types import Output
 
@@ -148,3 +149,8 @@ class GaussianMixture(LossModule):
     def anomaly(self, output: Output) -> Tensor:
         """Squared Mahalanobis distance under the predicted class, min_k ||x - mu_k||^2, without cancellation."""
         return (output.embedding - self.means[output.logits.argmax(1)]).square().sum(1)
+
+    def evidence(self, feature_map: Tensor, output: Output) -> dict[str, Tensor]:
+        """The class-activation map of the linear layer that ``gaussian_logits`` is up to a constant of the sample."""
+        weight = self.embedding.pulled_back(self.means)
+        return {"cam": class_activation(feature_map, weight, output.logits.argmax(1))}

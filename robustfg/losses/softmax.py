@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from robustfg.errors import UserError
 from robustfg.losses.base import Embedding, LossModule
+from robustfg.losses.explain import class_activation
 from robustfg.types import Output
 
 
@@ -41,3 +42,7 @@ class Softmax(LossModule):
 
     def loss(self, output: Output, label: Tensor) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(output.logits, label, label_smoothing=self.label_smoothing)}
+
+    def evidence(self, feature_map: Tensor, output: Output) -> dict[str, Tensor]:
+        weight = self.embedding.pulled_back(self.classifier.weight)
+        return {"cam": class_activation(feature_map, weight, output.logits.argmax(1))}

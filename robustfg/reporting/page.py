@@ -7,7 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from robustfg.reporting.figures import accuracy_bars, gallery, training_curves
+from robustfg.reporting import evidence
+from robustfg.reporting.figures import accuracy_bars, gallery, shown_map, training_curves
 from robustfg.reporting.table import checks_line, rows_of
 
 
@@ -27,6 +28,8 @@ def write_page(folder: Path) -> Path:
         bars=accuracy_bars(summary),
         curves=training_curves(folder / "metrics.csv"),
         gallery=gallery(robustness / "gallery.npz", summary["classes"]),
+        shown_map=shown_map(robustness / "gallery.npz"),
+        evidence=evidence,
         origin=_origin(folder),
     )
     page = robustness / "report.html"

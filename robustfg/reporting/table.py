@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from robustfg.reporting.evidence import evidence_lines
+
 
 def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
     """Name, settings, accuracy with interval and counts of everything evaluated, clean first, worst case last."""
@@ -42,7 +44,7 @@ def percent(part: Mapping[str, Any]) -> str:
 
 
 def print_summary(summary: Mapping[str, Any], page: Path, console: Console | None = None) -> None:
-    """Prints the table, the verdict with the checks behind it, and where the page lies."""
+    """Prints the table, the verdict with its checks, a line on every kind of evidence, and where the page lies."""
     console = console or Console(width=100 if not Console().is_terminal else None)
     table = Table(
         title=f"{summary['data']}, {summary['loss']}: accuracy on the {summary['split']} split", title_justify="left"
@@ -58,6 +60,8 @@ def print_summary(summary: Mapping[str, Any], page: Path, console: Console | Non
         table.add_row(*row, style="bold" if row[0] in ("clean", "worst case") else None)
     console.print(table)
     console.print(f"Verdict: [bold]{summary['verdict']}[/bold]. {checks_line(summary['checks'])}")
+    for line in evidence_lines(summary):
+        console.print(line, markup=False)
     console.print(f"Page: {page}", soft_wrap=True)
 
 

@@ -26,6 +26,9 @@ class Head(nn.Module):
     def anomaly(self, output):
         return self.inner.anomaly(output)
 
+    def evidence(self, feature_map, output):
+        return self.inner.evidence(feature_map, output)
+
 
 class Front(nn.Module):
     """The classifier's backbone with its input changed."""

@@ -150,7 +150,7 @@ def test_a_guard_never_brings_back_weights_from_before_a_survey():
 
     class Look(pl.Callback):
         def on_before_zero_grad(self, *_):
-            kept.append(watched.weights and watched.weights["loss.means"].clone())
+            kept.append(watched.weights and watched.weights[0]["loss.means"].clone())
 
     fitted(model, callbacks=[Look()], limit_train_batches=5)
     assert torch.equal(kept[15], model.loss.means)  # as the survey left them; the last phase freezes them
