@@ -55,7 +55,7 @@ class Prune(Survey):
     @torch.no_grad()
     def see(self, feature_map: Tensor, label: Tensor, index: Tensor) -> None:
         rows = self.head.add_on(feature_map).flatten(2).transpose(1, 2).double()
-        vectors = self.head.prototypes.vectors.double()
+        vectors = self.head.prototypes.used().double()
         smallest = torch.cat([distances.amin(1) for _, distances in distances_by_chunk(rows, vectors)])
         # float64 rounded to float32: the same image in another batch comes out the same.
         distance = smallest.t().float().cpu()

@@ -46,10 +46,11 @@ class Push(Survey):
         prototypes, (height, width) = self.head.prototypes, latent.shape[2:]
         rows = latent.flatten(2).transpose(1, 2)
         weights = None if self.attention is None else self.attention(feature_map).flatten(1).double()
+        used = prototypes.used().double()
         members = [(prototypes.classes == k).nonzero().flatten() for k in range(prototypes.num_classes)]
         positions = torch.arange(height * width, device=rows.device)
         for sample, (own, image) in enumerate(zip(label.tolist(), index.tolist(), strict=True)):
-            vectors = prototypes.vectors[members[own]].double()
+            vectors = used[members[own]]
             distance = (rows[sample].double()[:, None] - vectors).square().sum(2)
             rank = distance if weights is None else -weights[sample, :, None] * self._similarity(distance)
             least = rank.amin(0)

@@ -41,8 +41,11 @@ class Prototypes(nn.Module):
         """The vectors as ``(J, K, D)``, classes that have fewer than J repeat their first one."""
         if self.clamped and self.training:
             self.vectors.data.clamp_(0, 1)  # what the last optimizer step has moved out
-        vectors = self.vectors.clamp(0, 1) if self.clamped and not self.training else self.vectors
-        return vectors[self.table]
+        return self.used()[self.table]
+
+    def used(self) -> Tensor:
+        """The vectors ``(P, D)`` as they count: inside [0, 1] where they are clamped."""
+        return self.vectors.clamp(0, 1) if self.clamped and not self.training else self.vectors
 
     def forward(self, latent: Tensor, attention: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
         """Evidence ``(B, P)`` and class distances ``(B, K, h, w)``, see ``prototype_evidence``."""
