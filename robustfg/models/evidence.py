@@ -13,7 +13,7 @@ CHUNK_ELSEWHERE = 2**24
 
 
 def prototype_evidence(
-    latent: Tensor, bank: Tensor, attention: Tensor | None = None, epsilon: float = 1e-4
+    latent: Tensor, prototypes: Tensor, table: Tensor, attention: Tensor | None = None, epsilon: float = 1e-4
 ) -> tuple[Tensor, Tensor]:
     """Evidence for every prototype and the distance to the nearest prototype of every class.
 
@@ -23,19 +23,21 @@ def prototype_evidence(
 
     Args:
         latent: ``(B, D, h, w)``.
-        bank: ``(J, K, D)``, J prototypes for each of K classes. A class with fewer repeats one.
+        prototypes: ``(P, D)``.
+        table: ``(J, K)`` which prototypes belong to each of K classes, each at least once. A class with fewer than J
+            repeats one.
         attention: ``(B, 1, h, w)``, how much every position counts; None for 1 everywhere.
         epsilon: of the similarity.
 
     Returns:
-        ``(B, J, K)`` evidence and ``(B, K, h, w)`` squared distances.
+        ``(B, P)`` evidence and ``(B, K, h, w)`` squared distances.
     """
     height, width = latent.shape[2:]
     # Never in half precision: a distance is a small difference of large numbers.
     with torch.autocast(latent.device.type, enabled=False):
-        rows = latent.to(bank.dtype).flatten(2).transpose(1, 2)
-        weight = None if attention is None else attention.to(bank.dtype).flatten(1)
-        evidence, distance = _Evidence.apply(rows.contiguous(), bank, weight, epsilon)
+        rows = latent.to(prototypes.dtype).flatten(2).transpose(1, 2)
+        weight = None if attention is None else attention.to(prototypes.dtype).flatten(1)
+        evidence, distance = _Evidence.apply(rows.contiguous(), prototypes, table, weight, epsilon)
         return evidence, distance.transpose(1, 2).unflatten(2, (height, width))
 
 
@@ -61,7 +63,7 @@ def chunks(count: int, numbers: int, device: torch.device) -> Iterator[slice]:
 
 
 class _Evidence(torch.autograd.Function):
-    """Latent rows ``(B, T, D)`` and attention ``(B, T)`` to evidence ``(B, J, K)`` and class distances ``(B, T, K)``.
+    """Latent rows ``(B, T, D)`` and attention ``(B, T)`` to evidence ``(B, P)`` and class distances ``(B, T, K)``.
 
     Keeps, beside its inputs, the position chosen by every prototype and the distance there. The nearest prototype of a
     class is looked up again where a gradient asks for it, which is at few positions and classes.
@@ -69,58 +71,58 @@ class _Evidence(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, latent: Tensor, bank: Tensor, attention: Tensor | None, epsilon: float
+        ctx: Any, latent: Tensor, prototypes: Tensor, table: Tensor, attention: Tensor | None, epsilon: float
     ) -> tuple[Tensor, Tensor]:
-        (batch, positions, _), (members, classes, _) = latent.shape, bank.shape
-        prototypes = bank.flatten(0, 1)
-        evidence, chosen_distance = (latent.new_empty(batch, members * classes) for _ in range(2))
+        batch, positions, _ = latent.shape
+        by_table = prototypes[table.flatten()]
+        evidence, distance = (latent.new_empty(batch, table.numel()) for _ in range(2))
         position = torch.empty_like(evidence, dtype=torch.int64)
-        nearest = latent.new_empty(batch, positions, classes)
-        for part, distances in distances_by_chunk(latent, prototypes):
-            torch.amin(distances.view(-1, positions, members, classes), 2, out=nearest[part])
+        nearest = latent.new_empty(batch, positions, table.shape[1])
+        for part, distances in distances_by_chunk(latent, by_table):
+            torch.amin(distances.view(-1, positions, *table.shape), 2, out=nearest[part])
             if attention is None:
-                torch.min(distances, 1, out=(chosen_distance[part], position[part]))
-                evidence[part] = _similarity(chosen_distance[part], epsilon)
+                torch.min(distances, 1, out=(distance[part], position[part]))
+                evidence[part] = _similarity(distance[part], epsilon)
             else:
                 weighted = _similarity(distances, epsilon).mul_(attention[part, :, None])
                 torch.max(weighted, 1, out=(evidence[part], position[part]))
-                torch.gather(distances, 1, position[part, None], out=chosen_distance[part, None])
-        ctx.save_for_backward(latent, bank, attention, position, chosen_distance)
+                torch.gather(distances, 1, position[part, None], out=distance[part, None])
+        place = torch.empty_like(table.flatten()).resize_(len(prototypes))
+        place[table.flatten()] = torch.arange(table.numel(), device=table.device)
+        evidence, distance, position = (found.index_select(1, place) for found in (evidence, distance, position))
+        ctx.save_for_backward(latent, prototypes, table, attention, position, distance)
         ctx.epsilon = epsilon
         ctx.set_materialize_grads(False)
-        return evidence.view(batch, members, classes), nearest
+        return evidence, nearest
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, to_evidence: Tensor | None, to_nearest: Tensor | None) -> tuple[Tensor | None, ...]:
-        latent, bank, attention, position, distance = ctx.saved_tensors
+        latent, prototypes, table, attention, position, distance = ctx.saved_tensors
         rows, columns, slopes = [], [], []
-        to_attention = None
-        (batch, positions, _), classes = latent.shape, bank.shape[1]
+        to_latent = to_prototypes = to_attention = None
+        (batch, positions, _), count = latent.shape, len(prototypes)
         if to_evidence is not None:
-            gradient = to_evidence.flatten(1)
+            slope = to_evidence * (ctx.epsilon - 1) / ((distance + 1) * (distance + ctx.epsilon))
             if attention is not None:
-                if ctx.needs_input_grad[2]:
-                    by_position = _similarity(distance, ctx.epsilon).mul_(gradient)
+                slope *= attention.gather(1, position)
+                if ctx.needs_input_grad[3]:
+                    by_position = _similarity(distance, ctx.epsilon).mul_(to_evidence)
                     to_attention = torch.zeros_like(attention).scatter_add_(1, position, by_position)
-                gradient = gradient * attention.gather(1, position)
-            slope = (ctx.epsilon - 1) / ((distance + 1) * (distance + ctx.epsilon))
-            first_row = positions * torch.arange(batch, device=latent.device)[:, None]
-            rows.append((first_row + position).flatten())
-            columns.append(torch.arange(position.shape[1], device=latent.device).repeat(batch))
-            slopes.append((gradient * slope).flatten())
+            first = torch.arange(0, batch * positions, positions, device=latent.device)
+            rows.append((first[:, None] + position).flatten())
+            columns.append(torch.arange(count, device=latent.device).repeat(batch))
+            slopes.append(slope.flatten())
         if to_nearest is not None:
             sample, place, of_class = to_nearest.nonzero(as_tuple=True)
             rows.append(sample * positions + place)
-            columns.append(_nearest_members(latent[sample, place], bank, of_class) * classes + of_class)
+            columns.append(_nearest_of_class(latent[sample, place], prototypes, table.t()[of_class]))
             slopes.append(to_nearest[sample, place, of_class])
-        to_latent = to_bank = None
-        if rows:
+        if rows and any(ctx.needs_input_grad[:2]):
             with torch.autocast(latent.device.type, enabled=False):
-                to_latent, to_bank = _pull(
-                    latent, bank, torch.cat(rows), torch.cat(columns), torch.cat(slopes), ctx.needs_input_grad
-                )
-        return to_latent, to_bank, to_attention, None
+                pairs = torch.cat(rows), torch.cat(columns), torch.cat(slopes)
+                to_latent, to_prototypes = _pull(latent, prototypes, *pairs, ctx.needs_input_grad)
+        return to_latent, to_prototypes, None, to_attention, None
 
 
 def _similarity(distance: Tensor, epsilon: float) -> Tensor:
@@ -128,28 +130,26 @@ def _similarity(distance: Tensor, epsilon: float) -> Tensor:
     return (distance + epsilon).reciprocal_().mul_(1 - epsilon).add_(1).log_()
 
 
-def _nearest_members(latent: Tensor, bank: Tensor, of_class: Tensor) -> Tensor:
-    """Which prototype of a given class ``(n,)`` is nearest to each latent vector ``(n, D)``, ``(n,)``."""
-    members, _, depth = bank.shape
-    by_class = bank.transpose(0, 1).contiguous()
-    nearest = torch.empty_like(of_class)
-    for part in chunks(len(latent), members * depth, latent.device):
-        candidates = by_class[of_class[part]]
-        nearest[part] = candidates.sub_(latent[part, None]).square_().sum(2).argmin(1)
+def _nearest_of_class(latent: Tensor, prototypes: Tensor, candidates: Tensor) -> Tensor:
+    """Which of some prototypes ``(n, J)`` is nearest to each latent vector ``(n, D)``, ``(n,)``."""
+    nearest = torch.empty_like(candidates[:, 0])
+    for part in chunks(len(latent), candidates.shape[1] * prototypes.shape[1], latent.device):
+        distances = prototypes[candidates[part]].sub_(latent[part, None]).square_().sum(2)
+        torch.gather(candidates[part], 1, distances.argmin(1, keepdim=True), out=nearest[part, None])
     return nearest
 
 
 def _pull(
-    latent: Tensor, bank: Tensor, row: Tensor, column: Tensor, slope: Tensor, needed: tuple[bool, ...]
+    latent: Tensor, prototypes: Tensor, row: Tensor, column: Tensor, slope: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of sum_i slope_i ||z_row(i) - p_column(i)||^2 to the latent vectors and the prototypes."""
-    z, p = latent.flatten(0, 1), bank.flatten(0, 1)
-    pairs = torch.sparse_coo_tensor(torch.stack([row, column]), 2 * slope, (len(z), len(p)), check_invariants=False)
-    to_latent = to_bank = None
+    z, p, slope = latent.flatten(0, 1), prototypes, 2 * slope
+    pairs = torch.sparse_coo_tensor(torch.stack([row, column]), slope, (len(z), len(p)), check_invariants=False)
+    to_latent = to_prototypes = None
     if needed[0]:
-        total = z.new_zeros(len(z)).index_add_(0, row, 2 * slope)
+        total = z.new_zeros(len(z)).index_add_(0, row, slope)
         to_latent = (total[:, None] * z).sub_(pairs @ p).view_as(latent)
     if needed[1]:
-        total = p.new_zeros(len(p)).index_add_(0, column, 2 * slope)
-        to_bank = (total[:, None] * p).sub_(pairs.t() @ z).view_as(bank)
-    return to_latent, to_bank
+        total = p.new_zeros(len(p)).index_add_(0, column, slope)
+        to_prototypes = (total[:, None] * p).sub_(pairs.t() @ z)
+    return to_latent, to_prototypes

@@ -19,6 +19,7 @@ class Prototypes(nn.Module):
         vectors: ``(P, D)``, uniform in [0, 1] at first.
         classes: ``(P,)`` the class of each.
         image: ``(P,)`` id of the training image that each was taken from, -1 before.
+        table: ``(J, K)`` the prototypes of every class; a class with fewer than J repeats its first.
         box: ``(P, 4)`` the patch there: left, top, width and height as shares of the image; NaN before.
     """
 
@@ -26,7 +27,6 @@ class Prototypes(nn.Module):
     image: Tensor
     box: Tensor
     table: Tensor
-    slot: Tensor
 
     def __init__(self, *, num_classes: int, per_class: int, depth: int, clamped: bool) -> None:
         super().__init__()
@@ -37,20 +37,15 @@ class Prototypes(nn.Module):
     def __len__(self) -> int:
         return len(self.classes)
 
-    def bank(self) -> Tensor:
-        """The vectors as ``(J, K, D)``, classes that have fewer than J repeat their first one."""
-        if self.clamped and self.training:
-            self.vectors.data.clamp_(0, 1)  # what the last optimizer step has moved out
-        return self.used()[self.table]
-
     def used(self) -> Tensor:
         """The vectors ``(P, D)`` as they count: inside [0, 1] where they are clamped."""
+        if self.clamped and self.training:
+            self.vectors.data.clamp_(0, 1)  # what the last optimizer step has moved out
         return self.vectors.clamp(0, 1) if self.clamped and not self.training else self.vectors
 
     def forward(self, latent: Tensor, attention: Tensor | None, epsilon: float) -> tuple[Tensor, Tensor]:
         """Evidence ``(B, P)`` and class distances ``(B, K, h, w)``, see ``prototype_evidence``."""
-        evidence, class_distance = prototype_evidence(latent, self.bank(), attention, epsilon)
-        return evidence.flatten(1)[:, self.slot], class_distance
+        return prototype_evidence(latent, self.used(), self.table, attention, epsilon)
 
     def keep(self, kept: Tensor) -> None:
         """Forgets all prototypes but some, ``(P,)`` bool; every class must keep one."""
@@ -73,10 +68,7 @@ class Prototypes(nn.Module):
         first = counts.cumsum(0) - counts
         rank = torch.arange(int(counts.max()), device=classes.device)[:, None]
         table = order[first + torch.where(rank < counts, rank, 0)]
-        own_rank = torch.empty_like(classes)
-        own_rank[order] = torch.arange(len(classes), device=classes.device) - first[classes[order]]
         self.register_buffer("classes", classes)
         self.register_buffer("image", torch.full_like(classes, -1))
         self.register_buffer("box", torch.full((len(classes), 4), torch.nan, device=classes.device))
-        self.register_buffer("table", table, persistent=False)  # (J, K) places in vectors
-        self.register_buffer("slot", own_rank * self.num_classes + classes, persistent=False)  # (P,) places in table
+        self.register_buffer("table", table, persistent=False)

@@ -95,7 +95,7 @@ def naive(module, feature_map, options):
 def test_terms_and_gradients_equal_the_formulas_under_every_option(options, training):
     module = maxsep(**options).train(training)
     if training and options.get("clamp_prototypes", True):
-        module.prototype.prototypes.bank()  # brings them back into [0, 1]
+        module.prototype.prototypes.used()  # brings them back into [0, 1]
     ours, theirs = (features().requires_grad_() for _ in range(2))
     torch.manual_seed(7)
     output = module(ours)

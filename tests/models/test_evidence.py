@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustfg.models import evidence as module
-from robustfg.models.evidence import prototype_evidence
+from robustfg.models.evidence import prototype_evidence as evidence_of_prototypes
 
 SIZES = st.integers(1, 4)
 
@@ -13,6 +13,14 @@ def toy(batch=3, depth=4, members=3, classes=5, height=2, width=3, seed=0, dtype
     generator = torch.Generator().manual_seed(seed)
     shapes = ((batch, depth, height, width), (members, classes, depth), (batch, 1, height, width))
     return [torch.rand(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+
+
+def prototype_evidence(latent, bank, attention=None):
+    """Prototypes class by class in a bank ``(J, K, D)``."""
+    members, classes, depth = bank.shape
+    table = torch.arange(members * classes).view(classes, members).t()
+    evidence, distance = evidence_of_prototypes(latent, bank.transpose(0, 1).reshape(-1, depth), table, attention)
+    return evidence.view(-1, classes, members).transpose(1, 2), distance
 
 
 def naive(latent, bank, attention, epsilon=1e-4):

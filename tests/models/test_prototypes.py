@@ -109,11 +109,11 @@ def test_clamped_prototypes_come_back_into_the_latent_space():
     outside = torch.tensor([[-1.0, 0.5, 2.0], [0.1, 0.2, 0.3]])
     inside = outside.clamp(0, 1)
     prototypes.vectors.data.copy_(outside)
-    assert torch.equal(prototypes.eval().bank()[0], inside)
+    assert torch.equal(prototypes.eval().used(), inside)
     assert torch.equal(prototypes.vectors, outside)
-    bank = prototypes.train().bank()
+    used = prototypes.train().used()
     assert torch.equal(prototypes.vectors, inside)
-    assert torch.equal(torch.autograd.grad(bank.sum(), prototypes.vectors)[0], torch.ones(2, 3))  # not stuck outside
+    assert torch.equal(torch.autograd.grad(used.sum(), prototypes.vectors)[0], torch.ones(2, 3))  # not stuck outside
 
 
 def test_own_and_other_distances_are_the_smallest_of_their_classes():
