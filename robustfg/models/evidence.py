@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -143,13 +144,16 @@ def _pull(
     latent: Tensor, prototypes: Tensor, row: Tensor, column: Tensor, slope: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of sum_i slope_i ||z_row(i) - p_column(i)||^2 to the latent vectors and the prototypes."""
-    z, p, slope = latent.flatten(0, 1), prototypes, 2 * slope
-    pairs = torch.sparse_coo_tensor(torch.stack([row, column]), slope, (len(z), len(p)), check_invariants=False)
-    to_latent = to_prototypes = None
-    if needed[0]:
-        total = z.new_zeros(len(z)).index_add_(0, row, slope)
-        to_latent = (total[:, None] * z).sub_(pairs @ p).view_as(latent)
-    if needed[1]:
-        total = p.new_zeros(len(p)).index_add_(0, column, slope)
-        to_prototypes = (total[:, None] * p).sub_(pairs.t() @ z)
-    return to_latent, to_prototypes
+    z, p = latent.flatten(0, 1), prototypes
+    size = len(z), len(p)
+    pairs = torch.sparse_coo_tensor(torch.stack([row, column]), 2 * slope, size, check_invariants=False)
+    return (
+        _apart(pairs, z, p).view_as(latent) if needed[0] else None,
+        _apart(pairs.t(), p, z) if needed[1] else None,
+    )
+
+
+def _apart(weights: Tensor, here: Tensor, there: Tensor) -> Tensor:
+    """sum_j weights_ij (here_i - there_j) for sparse weights."""
+    pulled = weights @ F.pad(there, (0, 1), value=1)  # the last column is the sum of the weights
+    return torch.addcmul(-pulled[:, :-1], here, pulled[:, -1:])
