@@ -144,16 +144,18 @@ def _pull(
     latent: Tensor, prototypes: Tensor, row: Tensor, column: Tensor, slope: Tensor, needed: tuple[bool, ...]
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of sum_i slope_i ||z_row(i) - p_column(i)||^2 to the latent vectors and the prototypes."""
-    z, p = latent.flatten(0, 1), prototypes
-    size = len(z), len(p)
-    pairs = torch.sparse_coo_tensor(torch.stack([row, column]), 2 * slope, size, check_invariants=False)
+    rows = latent.flatten(0, 1)
     return (
-        _apart(pairs, z, p).view_as(latent) if needed[0] else None,
-        _apart(pairs.t(), p, z) if needed[1] else None,
+        _apart(rows, prototypes, row, column, slope).view_as(latent) if needed[0] else None,
+        _apart(prototypes, rows, column, row, slope) if needed[1] else None,
     )
 
 
-def _apart(weights: Tensor, here: Tensor, there: Tensor) -> Tensor:
-    """sum_j weights_ij (here_i - there_j) for sparse weights."""
-    pulled = weights @ F.pad(there, (0, 1), value=1)  # the last column is the sum of the weights
-    return torch.addcmul(-pulled[:, :-1], here, pulled[:, -1:])
+def _apart(here: Tensor, there: Tensor, at: Tensor, other: Tensor, slope: Tensor) -> Tensor:
+    """2 sum_i slope_i (here_at(i) - there_other(i)), summed at every row of ``here``."""
+    place, order = at.sort(stable=True)
+    weight = 2 * slope[order]
+    first = torch.searchsorted(place, torch.arange(len(here), device=at.device))
+    pull = F.embedding_bag(other[order], there, first, mode="sum", per_sample_weights=weight)
+    total = here.new_zeros(len(here)).index_add_(0, place, weight)
+    return torch.addcmul(-pull, total[:, None], here)
