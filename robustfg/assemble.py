@@ -20,6 +20,7 @@ from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.losses import Softmax
 from robustfg.models import PublishedBackbone
 from robustfg.reporting.csv_logger import MetricsCsv
+from robustfg.training import Phases
 from robustfg.training.callbacks import TrainingBar
 
 Config = Mapping[str, Any]
@@ -38,7 +39,8 @@ def data_of(config: Config) -> DataModule:
 def classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:
     """The classifier with fresh weights, as ``train`` and a rebuilt checkpoint have it."""
     backbone = build(config["model"], "model")
-    loss = build(config["loss"], "loss", channels=backbone.channels, num_classes=len(classes))
+    node = {key: value for key, value in config["loss"].items() if key != "phases"}
+    loss = build(node, "loss", channels=backbone.channels, num_classes=len(classes))
     return Classifier(
         backbone=backbone,
         loss=loss,
@@ -46,9 +48,17 @@ def classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:
         regime=build(_regime(config["training"]), "training"),
         optimizer=build(config["optimizer"], "optimizer"),
         schedule=build(config["scheduler"], "scheduler"),
+        phases=phases_of(config["loss"]),
         seed=config["seed"],
         stored={"config": dict(config), "classes": list(classes)},
     )
+
+
+def phases_of(loss: Mapping[str, Any]) -> Phases | None:
+    """The phases that a loss declares by name, in order; None where it declares none."""
+    nodes = {name: node for name, node in (loss.get("phases") or {}).items() if node}
+    phases = [build({"name": name, **node}, f"loss.phases.{name}") for name, node in nodes.items()]
+    return Phases(tuple(phases)) if phases else None
 
 
 def published_classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:

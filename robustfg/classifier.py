@@ -1,5 +1,6 @@
 """The LightningModule: a backbone, a loss module and a training regime."""
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
@@ -7,7 +8,6 @@ from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
-import torch.distributed as dist
 from pytorch_lightning.core.optimizer import LightningOptimizer
 from pytorch_lightning.strategies import ParallelStrategy
 from pytorch_lightning.utilities.types import OptimizerLRSchedulerConfig
@@ -20,7 +20,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.models import Backbone
-from robustfg.training import Constant, Regime, Schedule, Standard
+from robustfg.training import Constant, PhaseChange, Phases, Regime, Schedule, Standard
+from robustfg.training.gather import gathered
+from robustfg.training.phases import parameter_groups
 from robustfg.types import Batch, Output
 
 CHECK_FINITE_EVERY = 20  # batches between looks at the loss, which cost a device synchronisation
@@ -34,9 +36,10 @@ class Classifier(pl.LightningModule):
         loss: head and criterion.
         num_classes: number of classes.
         regime: how a batch becomes a loss.
-        optimizer: makes the optimizer from the parameters.
-        schedule: learning-rate factor over the epochs.
-        seed: with the epoch it fixes all random numbers of an epoch, so that a resumed run repeats them.
+        optimizer: makes the optimizer from the parameters, or from groups of them where there are phases.
+        schedule: learning-rate factor over the epochs; phases have their own.
+        phases: spans of training with learning rates, frozen parts and surveys of their own; None for none.
+        seed: with epoch and batch it fixes a step's random numbers, so that a resumed run repeats them.
         stored: plain containers to keep in every checkpoint: the config and the class names.
     """
 
@@ -47,15 +50,18 @@ class Classifier(pl.LightningModule):
         loss: LossModule,
         num_classes: int,
         regime: Regime | None = None,
-        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer] = torch.optim.SGD,
+        optimizer: Callable[[Iterable[nn.Parameter] | Iterable[dict[str, Any]]], Optimizer] = torch.optim.SGD,
         schedule: Schedule | None = None,
+        phases: Phases | None = None,
         seed: int = 0,
         stored: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.backbone, self.loss = backbone, loss
         self.regime, self.optimizer, self.schedule = regime or Standard(), optimizer, schedule or Constant()
-        self.seed, self.stored = seed, stored or {}
+        self.phases, self.seed, self.stored = phases, seed, stored or {}
+        if phases is not None:
+            phases.refuse_unknown(loss)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.test_accuracy = MulticlassAccuracy(num_classes, average="micro")
         self.val_loss = MeanMetric()
@@ -72,13 +78,15 @@ class Classifier(pl.LightningModule):
         """How abnormal the input looks, ``(B,)``, higher is more abnormal; the loss module's own score."""
         return self.loss.anomaly(output)
 
-    def on_train_epoch_start(self) -> None:
-        torch.manual_seed(((self.seed * 1_000_003 + self.current_epoch) * 4099 + self.global_rank) % 2**63)
-
     def configure_callbacks(self) -> list[pl.Callback]:
-        return self.regime.callbacks()
+        callbacks = self.regime.callbacks()
+        if self.phases is not None:
+            callbacks = [*callbacks, PhaseChange(phases=self.phases, backbone=self.backbone, loss=self.loss)]
+        return callbacks
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        moment = (self.seed * 1_000_003 + self.current_epoch) * 16_777_213 + batch_idx
+        torch.manual_seed((moment * 4099 + self.global_rank) % 2**63)
         if self.regime.replays > 1:
             self._replayed.append((batch, batch_idx))
 
@@ -144,26 +152,33 @@ class Classifier(pl.LightningModule):
         self.test_accuracy.update(self(batch.image).logits, batch.label)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        try:
-            optimizer = self.optimizer(self.parameters())
-        except (TypeError, ValueError) as error:
-            raise UserError(f"optimizer: {error}") from error
         max_epochs = self.trainer.max_epochs
         if max_epochs is None or max_epochs < 1:
             raise UserError(f"trainer.max_epochs must be >= 1, got {max_epochs}: schedules are told in epochs")
         _ = self.trainer.estimated_stepping_batches  # makes the trainer count its batches
-        steps_per_epoch = max(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches, 1)
-        scheduler = LambdaLR(optimizer, lambda step: self.schedule(step / steps_per_epoch, max_epochs))
+        steps = max(math.ceil(self.trainer.num_training_batches / self.trainer.accumulate_grad_batches), 1)  # an epoch
+        if self.phases is None:
+            optimizer = self._optimizer_of(self.parameters())
+            scheduler = LambdaLR(optimizer, _by_step(lambda epoch: self.schedule(epoch, max_epochs), steps))
+        else:
+            groups, plan = parameter_groups(self.backbone, self.loss), self.phases.stretched(max_epochs)
+            optimizer = self._optimizer_of([{"params": members, "name": name} for name, members in groups.items()])
+            rates = [plan.rate(name, optimizer.defaults["lr"]) for name in groups]
+            for group in optimizer.param_groups:
+                group["lr"] = 1.0  # LambdaLR multiplies it by the rate
+            scheduler = LambdaLR(optimizer, [_by_step(rate, steps) for rate in rates])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _optimizer_of(self, parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]]) -> Optimizer:
+        try:
+            return self.optimizer(parameters)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"optimizer: {error}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["robustfg"] = self.stored
         state = self.regime.state_dict()  # every process has its own
-        states: list[Any] = [state]
-        if state and self.trainer.world_size > 1:
-            states = [None] * self.trainer.world_size
-            dist.all_gather_object(states, state)
-        checkpoint["regime"] = states
+        checkpoint["regime"] = gathered(state) if state else [state]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = checkpoint.get("regime", [])
@@ -176,3 +191,7 @@ class Classifier(pl.LightningModule):
                 f"training stopped in epoch {self.current_epoch}, step {self.global_step}: the loss is not finite. The "
                 "last good checkpoint is kept; lower optimizer.lr or set trainer.gradient_clip_val"
             )
+
+
+def _by_step(by_epoch: Callable[[float], float], steps_per_epoch: int) -> Callable[[int], float]:
+    return lambda step: by_epoch(step / steps_per_epoch)

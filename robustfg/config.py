@@ -75,10 +75,17 @@ class EvaluateRoot(Root):
 
 
 def register_schemas() -> None:
-    """Makes the root schemas known to Hydra; the primary configs begin with them."""
+    """Makes the root schemas known to Hydra, with which the primary configs begin, and the resolver they use."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainRoot)
     store.store(name="evaluate_schema", node=EvaluateRoot)
+    OmegaConf.register_new_resolver("total_epochs", total_epochs, replace=True)
+
+
+def total_epochs(phases: Mapping[str, Any] | None, otherwise: int) -> int:
+    """Length of training: the sum of the loss's phases, or ``otherwise`` where it has none."""
+    lengths = [phase.get("epochs") or 0 for phase in (phases or {}).values() if phase]
+    return sum(lengths) or otherwise
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

@@ -128,13 +128,17 @@ class DataModule(pl.LightningDataModule):
         self._batches_seen = state_dict["batches_seen"]
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._exact("val")
+        return self._exact("val", self.samples("val"))
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._exact(self.evaluated)
+        return self._exact(self.evaluated, self.samples(self.evaluated))
 
-    def _exact(self, split: str) -> DataLoader[Batch]:
-        samples, (world, rank) = self.samples(split), self._world()
+    def survey_dataloader(self) -> DataLoader[Batch]:
+        """The un-augmented training split, every sample once over all processes."""
+        return self._exact("train", self.samples("train").under(self.fit_square))
+
+    def _exact(self, split: str, samples: Samples) -> DataLoader[Batch]:
+        world, rank = self._world()
         if len(samples) < world:
             raise UserError(f"data: the {split} split has {len(samples)} samples for {world} processes")
         sampler = ExactDistributedSampler(samples, num_replicas=world, rank=rank)

@@ -1,6 +1,7 @@
 """The dataset that loaders read: positions of a split, decoded, transformed, with label and id."""
 
 from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 import torch
@@ -36,6 +37,12 @@ class Samples(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self.positions)
+
+    def under(self, transform: Transform) -> "Samples":
+        """The same samples, decoded at most once for both, under a transform without random numbers."""
+        other = copy(self)
+        other.transform, other.seed = transform, None
+        return other
 
     def __getitem__(self, item: int) -> Batch:
         """One sample; ``item`` counts on from epoch to epoch, see ``EpochSampler``."""

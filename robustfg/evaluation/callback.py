@@ -34,9 +34,10 @@ from robustfg.evaluation.checks.probes import (
 from robustfg.evaluation.fingerprint import fingerprint, weights_sha256
 from robustfg.evaluation.gallery import write_gallery
 from robustfg.evaluation.gather import gathered, total
-from robustfg.evaluation.measure import Classify, exact_arithmetic, measure_attack, measure_clean
+from robustfg.evaluation.measure import Classify, measure_attack, measure_clean
 from robustfg.evaluation.progress import AttackProgress
 from robustfg.evaluation.records import CLEAN, RecordStore, column, table_of, write_table
+from robustfg.models.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 

@@ -1,8 +1,6 @@
 """Evaluating one batch: predictions in fp32, attacks, and the rows that record them."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
@@ -27,18 +25,6 @@ class Classify(Protocol):
     def __call__(self, image: Tensor) -> Output: ...
 
     def anomaly(self, output: Output) -> Tensor: ...
-
-
-@contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Full fp32: no autocast, no TF32, autograd allowed; restored after."""
-    matmul, cudnn = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        with torch.inference_mode(False), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
-            yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = matmul, cudnn
 
 
 @torch.no_grad()

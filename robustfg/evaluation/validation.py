@@ -11,7 +11,7 @@ from robustfg.attacks import Attack
 from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
 from robustfg.evaluation.gather import total
-from robustfg.evaluation.measure import exact_arithmetic
+from robustfg.models.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 

@@ -1,4 +1,4 @@
-"""Regimes and learning-rate schedules."""
+"""Regimes, phases and learning-rate schedules."""
 
 from robustfg.training.adversarial import Adversarial
 from robustfg.training.awp import WeightPerturbation
@@ -6,6 +6,8 @@ from robustfg.training.fast import Fast
 from robustfg.training.free import Free
 from robustfg.training.guard import Guard
 from robustfg.training.mart import Mart
+from robustfg.training.phase_change import PhaseChange
+from robustfg.training.phases import Phase, Phases
 from robustfg.training.regime import Regime, Standard
 from robustfg.training.schedule import Constant, Cosine, MultiStep, Schedule, Step
 from robustfg.training.trades import Trades
@@ -19,6 +21,9 @@ __all__ = [
     "Guard",
     "Mart",
     "MultiStep",
+    "Phase",
+    "PhaseChange",
+    "Phases",
     "Regime",
     "Schedule",
     "Standard",

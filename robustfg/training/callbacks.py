@@ -78,9 +78,15 @@ class WarmedEma(EMAWeightAveraging):
         def average(mean: Tensor, value: Tensor, count: Tensor) -> Tensor:
             steps = float(count)
             kept = min(decay, (1 + steps) / (10 + steps))
-            return kept * mean + (1 - kept) * value
+            return mean + (1 - kept) * (value - mean)  # what is frozen stays to the last bit
 
         self._kwargs["avg_fn"] = average
+
+    def restart(self, model: pl.LightningModule) -> None:
+        """Forgets what was averaged and begins anew with the model's present weights."""
+        assert self._average_model is not None
+        self._average_model.module.load_state_dict(model.state_dict())
+        self._average_model.n_averaged.zero_()
 
 
 class TrainingBar(TQDMProgressBar):

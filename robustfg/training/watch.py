@@ -51,9 +51,14 @@ class Watch(pl.Callback):
             worst = "max" if name == "overfitting" else "min"
             pl_module.log(f"train/{name}", value, on_step=False, on_epoch=True, reduce_fx=worst, rank_zero_only=False)
         if good:
-            self.guard.weights = {name: value.detach().clone() for name, value in pl_module.state_dict().items()}
+            self.guard.weights = _weights_of(pl_module)
         else:
             self._mend(trainer, pl_module, single, multi)
+
+    def restart(self, model: pl.LightningModule) -> None:
+        """Takes the model's present weights for those of the last good check, which a survey has outdated."""
+        if self.guard.weights is not None:
+            self.guard.weights = _weights_of(model)
 
     @property
     def _attacks(self) -> tuple[Attack, Attack]:
@@ -87,3 +92,7 @@ class Watch(pl.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.guard.load_state_dict(state_dict)
+
+
+def _weights_of(model: pl.LightningModule) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}

@@ -1,15 +1,10 @@
 """What every regime must stand: several processes, accumulated gradients, mixed precision, interruptions."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from small_classifiers import classifier, data, fitted, regimes, results, trainer
+from two_ranks import found_by_two
 
 from robustfg.training.callbacks import SaveOnInterrupt
 
@@ -28,28 +23,7 @@ def test_regimes_differ_from_one_another():
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    script, paths = Path(__file__).with_name("ranks.py"), [str(Path(__file__).parents[1]), *filter(None, sys.path)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(port), str(folder)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate()[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    return found_by_two("ranks.py", tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.process
