@@ -80,6 +80,19 @@ def test_three_of_the_six_nearest_patches_must_be_own(own):
     assert left == ([0.0, 1.0] if own == 3 else [1.0])
 
 
+@pytest.mark.parametrize("own_first", [False, True])
+def test_of_two_patches_at_the_same_distance_the_smaller_id_counts(own_first):
+    module = loss(per_class=2)
+    module.prototype.add_on = nn.Identity()
+    label = torch.tensor([0, 0, 1, 1, 1] + [0, 1] + [0] * 6)  # the two in the middle want the sixth place
+    maps = torch.tensor([0.0] * 5 + [1.0] * 2 + [9.0] * 6).view(13, 1, 1, 1).expand(-1, 4, 1, 1)
+    index = torch.tensor([0, 1, 2, 3, 4] + ([5, 6] if own_first else [6, 5]) + list(range(7, 13)))
+    prototypes = module.prototype.prototypes
+    prototypes.vectors.data[0], prototypes.vectors.data[1] = 0.0, 9.0
+    pruned(module, maps, label, index)
+    assert (prototypes.vectors[prototypes.classes == 0, 0] == 0).any().item() is own_first
+
+
 def test_training_goes_on_with_what_is_left():
     module = loss()
     maps, label, index = samples(12, 0)

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustfg.models import evidence as module
+from robustfg.models.evidence import distances_by_chunk
 from robustfg.models.evidence import prototype_evidence as evidence_of_prototypes
 
 SIZES = st.integers(1, 4)
@@ -95,6 +96,13 @@ def test_nothing_of_the_size_of_the_distance_maps_is_kept():
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
         prototype_evidence(latent, bank, attention)
     assert 0 < max(kept) < 8 * 300 * 16 / 10
+
+
+def test_rounding_makes_no_distance_negative():
+    """As after a push, when prototypes are latent vectors."""
+    latent = torch.rand(4, 20, 128, generator=torch.Generator().manual_seed(0))
+    for _, distances in distances_by_chunk(latent, latent.flatten(0, 1)):
+        assert distances.min() >= 0
 
 
 def test_half_precision_around_does_not_reach_the_distances():
