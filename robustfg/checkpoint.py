@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.errors import UserError
+from robustfg.models.resizable import resize_to
 
 PARTS = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed", "names")
 """Parts of the config without which a classifier cannot be rebuilt."""
@@ -65,7 +66,11 @@ class Checkpoint:
         return cls(path, option, ours["config"], tuple(ours["classes"]), content["state_dict"])
 
     def load_into(self, module: nn.Module) -> None:
-        """Copies the weights into a module of the same architecture. Raises ``UserError`` if it is another."""
+        """Copies the weights into a module of the same architecture. Raises ``UserError`` if it is another.
+
+        Parts that training may shrink, such as pruned prototypes, take on the checkpoint's sizes first.
+        """
+        resize_to(module, self.state)
         own = module.state_dict()
         differences = {
             "missing": own.keys() - self.state.keys(),

@@ -23,7 +23,7 @@ CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") i
 
 TRUSTED = tuple(f"robustfg.{package}." for package in ("attacks", "data", "losses", "models", "training"))
 TRUSTED_CLASSES = {
-    "torch.optim": {"AdamW", "SGD"},
+    "torch.optim": {"Adam", "AdamW", "SGD"},
     "torchvision.transforms.v2": {
         "CenterCrop", "ColorJitter", "GaussianBlur", "RandAugment", "RandomAffine", "RandomCrop", "RandomErasing",
         "RandomGrayscale", "RandomHorizontalFlip", "RandomPerspective", "RandomResizedCrop", "RandomRotation",
