@@ -137,7 +137,10 @@ def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessE
         "privileged": privileged_of(data.source),
     }
     loading = ("batch_size", "eval_batch_size", "num_workers", "cache", "root", "download")
-    context = {"data": {k: v for k, v in config["data"].items() if k not in loading}, "model": config["model"]}
+    head = (config["loss"] or {}).get("head")
+    about |= {} if head is None else {"head": head}
+    data_node = {k: v for k, v in config["data"].items() if k not in loading}
+    context = {"data": data_node, "model": config["model"], "head": head}
     evaluation = make(
         attacks=attacks_of(config, data.classes, data.source.genera), folder=folder, about=about, context=context
     )

@@ -68,7 +68,7 @@ def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
     """The checkpoint's config with what the user set for this evaluation.
 
     ``data`` replaces the stored node where it was chosen, and single keys of it otherwise; ``model`` and ``loss`` must
-    be the checkpoint's.
+    be the checkpoint's, but for ``loss.head``.
     """
     refuse_untrusted_config(stored, tuple(config["trust"]))
     name, stored_name = config["model"].get("name"), stored["model"]["name"]
@@ -88,7 +88,20 @@ def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
     # The file's own weights follow; none are fetched first.
     model = stored["model"] | {"pretrained": False, "weights": None}
     names = stored["names"] | ({} if data is not config["data"] else config["names"])
-    return stored | config | {"data": data, "model": model, "loss": stored["loss"], "names": names}
+    return stored | config | {"data": data, "model": model, "loss": headed(stored["loss"], config["loss"]), "names": names}
+
+
+def headed(stored: dict[str, Any], chosen: dict[str, Any] | None) -> dict[str, Any]:
+    """The stored loss with the head that was chosen to decide, where one was."""
+    unknown = sorted((chosen or {}).keys() - {"head"})
+    if unknown:
+        raise UserError(f"loss.{unknown[0]} cannot be set for a checkpoint; only loss.head can")
+    head = (chosen or {}).get("head")
+    if head is None:
+        return stored
+    if "head" not in stored:
+        raise UserError(f"loss.head={head}, but the checkpoint's loss {stored['_target_']} has one head only")
+    return stored | {"head": head}
 
 
 def merged(stored: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
