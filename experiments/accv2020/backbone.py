@@ -15,7 +15,7 @@ PREFIX = "backbone.network."
 
 def main(source: str, target: str) -> None:
     """Reads, renames to timm's names, writes."""
-    weights = Checkpoint.read(Path(source)).state_dict
+    weights = Checkpoint.read(Path(source)).state
     taken = {name[len(PREFIX) :]: value.contiguous() for name, value in weights.items() if name.startswith(PREFIX)}
     save_file(taken, target)
     print(f"{target}: {len(taken)} tensors")
