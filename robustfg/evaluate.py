@@ -88,7 +88,9 @@ def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
     # The file's own weights follow; none are fetched first.
     model = stored["model"] | {"pretrained": False, "weights": None}
     names = stored["names"] | ({} if data is not config["data"] else config["names"])
-    return stored | config | {"data": data, "model": model, "loss": headed(stored["loss"], config["loss"]), "names": names}
+    return (
+        stored | config | {"data": data, "model": model, "loss": headed(stored["loss"], config["loss"]), "names": names}
+    )
 
 
 def headed(stored: dict[str, Any], chosen: dict[str, Any] | None) -> dict[str, Any]:
