@@ -17,8 +17,7 @@ from robustfg.training.callbacks import SaveOnInterrupt
 
 pytestmark = pytest.mark.process
 shares_a_run = pytest.mark.xdist_group("trained run")
-SAME = ("index", "label", "attack", "restart", "prediction", "correct")
-SPENT = ("first_success", "forwards", "backwards")
+SAME = ("index", "label", "attack", "restart", "prediction", "correct", "first_success", "forwards", "backwards")
 
 
 @pytest.fixture(scope="module")
@@ -91,11 +90,6 @@ def test_evaluation_gives_the_numbers_of_training_on_any_number_of_processes(tra
     ours, theirs = records(folder), records(trained.folder)
     for column in SAME:
         assert ours[column].to_pylist() == theirs[column].to_pylist(), column
-    for column in SPENT:  # sums in another order may move a success by a step; with a fixed batch they cannot
-        pairs = zip(ours[column].to_pylist(), theirs[column].to_pylist(), strict=True)
-        steps = [abs(a - b) for a, b in pairs if a != b]
-        assert len(steps) <= len(ours) / 100, column
-        assert max(steps, default=0) <= 1, column
     summary = json.loads((folder / "robustness" / "summary.json").read_text())
     assert summary["world_size"] == (2 if "two" in name else 1)
     assert {check["name"]: check["status"] for check in summary["checks"]}["same_clean"] == "pass"

@@ -5,21 +5,23 @@ from torch import Tensor
 
 from robustfg.attacks.engine import Run
 from robustfg.attacks.objectives import Margin, Objective
-from robustfg.types import Output, logits_of, mapped
+from robustfg.attacks.randomness import keyed_uniforms
+from robustfg.types import Output, logits_of
 
 CAUTION = 8
-"""Margins are open up to so many times the largest error seen: about eight standard deviations, from a few images."""
+"""Margins are open up to so many times the largest error measured: about eight standard deviations."""
 LEAD = 2
-"""Times the largest error seen, to aim at: one that is met there is then seen, too."""
-FEW = 4
-"""How many images the copy is first compared on; no count tells these passes."""
+"""Times the largest error measured, to aim at."""
+PROBES = 4
+"""Images the copy is compared on, half noise and half of one colour: errors were no smaller there than on data. They are
+the same for every batch, or who is asked again would depend on who else is attacked. No count tells these passes."""
 
 
 class Referee:
     """Tells decision margins whose signs are the attacked model's own.
 
-    A copy's margin is open where it is nearer to 0 than ``CAUTION`` times the largest difference to the model's own
-    seen so far, in the decision's own units, or than the highest logit's resolution (where a margin is near 0, that is
+    A copy's margin is open where it is nearer to 0 than ``CAUTION`` times the largest difference to the model's own on
+    a few fixed images, in the decision's own units, or than the highest logit's resolution (where a margin is near 0, that is
     the true one's, too). There the model itself is asked. So neither the scale of the logits nor a number added to all
     of them nor a class far off matters, and no success is given up. These passes are counted, and come on top of what
     an attack may spend.
@@ -37,7 +39,7 @@ class Referee:
     ) -> tuple[Tensor, Tensor | None]:
         """Margins ``(n,)``, and for whom the model itself was asked, ``(n,)`` bool; None: for nobody.
 
-        A margin on whose sign both agree stays the copy's, so that it does not depend on who else was compared.
+        A margin on whose sign both agree stays the copy's.
 
         Args:
             image: ``(n, C, H, W)``.
@@ -49,13 +51,12 @@ class Referee:
         if self.run.itself is None or not len(label):
             return margin, None
         if self._errors is None:
-            self._compared(image[:FEW], mapped(output, lambda value: value[:FEW]), label[:FEW], decision)
+            self._errors = self._measured(image[:1], decision)
         left_open = margin.abs() <= CAUTION * self._error(output)[0]
         rows = left_open.nonzero().flatten()
         if not len(rows):
             return margin, None
-        own = self._compared(image[rows], mapped(output, lambda value: value[rows]), label[rows], decision)
-        seen = margin[rows]
+        own, seen = -decision(self.run.own(image[rows]), label[rows]), margin[rows]
         return margin.index_copy(0, rows, torch.where((own < 0) == (seen < 0), seen, own.to(seen.dtype))), left_open
 
     def doubt(self, output: Output | Tensor) -> Tensor:
@@ -68,10 +69,14 @@ class Referee:
         errors = logits.new_zeros(2) if self._errors is None else self._errors.to(logits.dtype)
         return torch.maximum(errors[:, None], torch.finfo(logits.dtype).eps * logits.amax(1).abs())
 
-    def _compared(self, image: Tensor, output: Output | Tensor, label: Tensor, decision: Objective) -> Tensor:
-        """The model's own margins ``(n,)``; remembers how far off the copy's were."""
-        own = self.run.own(image)
-        answers = (-decision(own, label), -decision(output, label)), (-Margin()(own, label), -Margin()(output, label))
-        errors = torch.stack([(told - seen).abs().nan_to_num().amax() for told, seen in answers])
-        self._errors = errors if self._errors is None else torch.maximum(self._errors, errors)
-        return answers[0][0]
+    @torch.no_grad()
+    def _measured(self, like: Tensor, decision: Objective) -> Tensor:
+        """The largest errors of the decision and of a logit's lead on the probes, ``(2,)``."""
+        index = torch.arange(PROBES, device=like.device)
+        noise = keyed_uniforms(like.numel(), index, "probes").view(PROBES, *like.shape[1:]).to(like.dtype)
+        flat = noise[..., :1, :1].expand_as(noise)
+        probes = torch.where((index % 2 == 0)[:, None, None, None], noise, flat)
+        own, seen = self.run.own(probes), self.run(probes)
+        label = logits_of(own).argmax(1)
+        told = [(-by(own, label) + by(seen, label)).abs().nan_to_num().amax() for by in (decision, Margin())]
+        return torch.stack(told)

@@ -209,3 +209,23 @@ def test_a_joint_decision_of_another_unit_is_decided_by_the_model_itself():
     seen = ~told.margin.isnan()
     assert won[seen].any()
     assert torch.equal(told.margin[seen] < 0, won[seen])
+
+
+@pytest.mark.parametrize("size", [1, 3, 5])
+def test_whom_the_model_is_asked_about_does_not_depend_on_who_else_is_there(size):
+    class Uneven(Off):
+        """Errs more on brighter images."""
+
+        def forward(self, image):
+            return self.model(image) + torch.stack([self.by * image.flatten(1).mean(1), 0 * image[:, 0, 0, 0]], 1)
+
+    image, label = grey(0.9, 0.51, 0.49, 0.2, 0.45), torch.zeros(5, dtype=torch.int64)
+    model = Brightness(1.0)
+    found = []
+    for part in (slice(None), slice(size), slice(5 - size, None)):
+        referee = Referee(Run(Engine(), Uneven(model, 0.01), model))
+        _, asked = referee.margins(image[part], referee.run(image[part]), label[part], Margin())
+        found.append(torch.zeros(len(image[part]), dtype=torch.bool) if asked is None else asked)
+    assert found[0].any()
+    assert torch.equal(found[1], found[0][:size])
+    assert torch.equal(found[2], found[0][5 - size :])
