@@ -13,18 +13,18 @@ CAUTION = 8
 LEAD = 2
 """Times the largest error measured, to aim at."""
 PROBES = 4
-"""Images the copy is compared on, half noise and half of one colour: errors were no smaller there than on data. They are
-the same for every batch, or who is asked again would depend on who else is attacked. No count tells these passes."""
+"""Images the copy is compared on, half noise and half of one colour: errors were no smaller there than on data.
+The same for every batch, or who is asked again would depend on who else is attacked. No count tells these passes."""
 
 
 class Referee:
     """Tells decision margins whose signs are the attacked model's own.
 
     A copy's margin is open where it is nearer to 0 than ``CAUTION`` times the largest difference to the model's own on
-    a few fixed images, in the decision's own units, or than the highest logit's resolution (where a margin is near 0, that is
-    the true one's, too). There the model itself is asked. So neither the scale of the logits nor a number added to all
-    of them nor a class far off matters, and no success is given up. These passes are counted, and come on top of what
-    an attack may spend.
+    a few fixed images, in the decision's own units, or than the highest logit's resolution (where a margin is near 0,
+    that is the true one's, too). There the model itself is asked. So neither the scale of the logits nor a number added
+    to all of them nor a class far off matters, and no success is given up. These passes are counted, and come on top of
+    what an attack may spend.
 
     Args:
         run: the model, and what is searched on.

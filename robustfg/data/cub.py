@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -73,21 +73,9 @@ class Cub:
         self.genera = nearest(self.taxonomy)
         self.privileged = CROPPED if cropped else None
         masks = next((f for f in (folder / "segmentations", folder.parent / "segmentations") if f.is_dir()), None)
-
-        def split(positions: NDArray[np.int64]) -> KeypointSplit:
-            paths = list(tables.paths.values())
-            given = (
-                folder,
-                [f"images/{paths[position]}" for position in positions],
-                labels[positions],
-                [tables.boxes[position] for position in positions],
-                cropped,
-                tables.part_names,
-                tables.points[positions],
-            )
-            return KeypointSplit(*given) if masks is None else SegmentedSplit(*given, masks)
-
-        self.train, self.test = (split(np.flatnonzero(tables.training == flag)) for flag in (True, False))
+        self.train, self.test = (
+            _with_masks(tables.split(training, labels, cropped), masks) for training in (True, False)
+        )
         self.val = None
         CUB.check(folder, self.classes, {"train": self.train, "test": self.test}, whole=expect_official)
 
@@ -103,6 +91,12 @@ class SegmentedSplit(KeypointSplit):
         path = self.masks / Path(self.keys[position]).relative_to("images").with_suffix(".png")
         votes = read_image(path, upright=False)[..., 0]
         return self.framed(votes >= MAJORITY, position)
+
+
+def _with_masks(split: KeypointSplit, masks: Path | None) -> KeypointSplit:
+    if masks is None:
+        return split
+    return SegmentedSplit(**{field.name: getattr(split, field.name) for field in fields(split)}, masks=masks)
 
 
 def _download(root: Path) -> None:

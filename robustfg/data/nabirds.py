@@ -3,11 +3,8 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from robustfg.data.annotations import Taxonomy
-from robustfg.data.boxed import CROPPED, KeypointSplit, crops
+from robustfg.data.boxed import CROPPED, crops
 from robustfg.data.official import Official, labelled, nearest, rows
 from robustfg.data.visipedia import Visipedia
 from robustfg.errors import UserError
@@ -49,20 +46,7 @@ class NABirds:
         self.taxonomy: Taxonomy = _taxonomy(numbers, tables.classes, folder)
         self.genera = nearest(self.taxonomy)
         self.privileged = CROPPED if cropped else None
-        paths = list(tables.paths.values())
-
-        def split(positions: NDArray[np.int64]) -> KeypointSplit:
-            return KeypointSplit(
-                folder,
-                [f"images/{paths[position]}" for position in positions],
-                labels[positions],
-                [tables.boxes[position] for position in positions],
-                cropped,
-                tables.part_names,
-                tables.points[positions],
-            )
-
-        self.train, self.test = (split(np.flatnonzero(tables.training == flag)) for flag in (True, False))
+        self.train, self.test = (tables.split(training, labels, cropped) for training in (True, False))
         self.val = None
         NABIRDS.check(folder, self.classes, {"train": self.train, "test": self.test}, whole=expect_official)
 

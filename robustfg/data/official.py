@@ -128,10 +128,9 @@ def labelled(ids: Sequence[int], known: Mapping[int, int], path: Path) -> NDArra
 
 def matlab(path: Path, root: Path, *variables: str) -> list[NDArray[Any]]:
     """Variables of a MATLAB file, each as a one-dimensional array."""
+    required(path, root)
     try:
-        content = loadmat(required(path, root), squeeze_me=True)
+        content = loadmat(path, squeeze_me=True)
         return [np.atleast_1d(content[name]).ravel() for name in variables]
-    except (KeyError, ValueError, TypeError, OSError, NotImplementedError, MatReadError) as error:
-        if isinstance(error, UserError):
-            raise
+    except (KeyError, ValueError, TypeError, OSError, NotImplementedError, MatReadError) as error:  # of newer formats
         raise UserError(f"{path} is damaged or no such file of this data set ({error}); unpack it again") from error

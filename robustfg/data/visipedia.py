@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from robustfg.data.annotations import Box
+from robustfg.data.boxed import KeypointSplit
 from robustfg.data.official import rows
 from robustfg.errors import UserError
 
@@ -65,6 +66,25 @@ class Visipedia:
             if visible == "1":
                 points[place[image], column[int(part)]] = float(x), float(y)
         return points
+
+    def split(self, training: bool, labels: NDArray[np.int64], cropped: bool) -> KeypointSplit:
+        """The images for training or for the test.
+
+        Args:
+            training: which of the two.
+            labels: ``(N,)`` of all images.
+            cropped: cut images to their boxes.
+        """
+        positions, paths, boxes = np.flatnonzero(self.training == training), list(self.paths.values()), self.boxes
+        return KeypointSplit(
+            self.root,
+            [f"images/{paths[position]}" for position in positions],
+            labels[positions],
+            [boxes[position] for position in positions],
+            cropped,
+            self.part_names,
+            self.points[positions],
+        )
 
     def _table(self, name: str, fields: int) -> list[list[str]]:
         found = {row[0]: row[1:] for row in rows(self.root / name, self.root, fields + 1)}
