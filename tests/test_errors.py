@@ -77,6 +77,8 @@ def checkpoint(tmp_path_factory):
         (["model.name=resnet50"], r"model.name=resnet50, but checkpoint=.*best.ckpt holds resnet18"),
         (["loss=gm"], r"loss cannot be chosen for a checkpoint"),
         (["model.weights=/x.pth"], r"model.weights and model.pretrained cannot be set for a checkpoint"),
+        (["loss.head=attention"], r"loss.head=attention, but the checkpoint's loss .* has one head only"),
+        (["+loss.margin=1"], r"loss.margin cannot be set for a checkpoint; only loss.head can"),
         (["data=digits"], r"data.image_size=24, but the checkpoint was trained on 16"),
         (["data.root=/x"], r"data.root is no option of the data this checkpoint was trained on"),
     ],
