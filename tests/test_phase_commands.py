@@ -1,3 +1,4 @@
+import csv
 import os
 import signal
 import time
@@ -123,3 +124,21 @@ def test_phases_that_freeze_work_with_every_way_to_start_processes(tmp_path, str
                       "trainer.limit_train_batches=3"), **IMPORTABLE)  # fmt: skip
     assert done.returncode == 0, done.errors
     assert epoch_of(tmp_path / "digits-means" / "r" / "checkpoints" / "last.ckpt") == 2
+
+
+@pytest.mark.process
+def test_two_processes_prune_prototypes_and_train_on(tmp_path):
+    done = run(
+        "train", "experiment=smoke", "loss=protopnet", "optimizer=adam", "test=false", "trainer.max_epochs=6",
+        "trainer.limit_train_batches=4", "loss.prototypes_per_class=4", "loss.phases.joint.lr.backbone=1e-2",
+        "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp",
+        "run_name=a", f"output={tmp_path}",
+    )  # fmt: skip
+    assert done.returncode == 0, done.errors
+    folder = tmp_path / "digits-protopnet" / "a"
+    with (folder / "metrics.csv").open() as file:
+        left = [row["survey/prune/prototypes"] for row in csv.DictReader(file) if row["survey/prune/prototypes"]]
+    state = Checkpoint.read(folder / "checkpoints" / "last.ckpt").state
+    vectors, weight = (state[f"loss.prototype.{name}"] for name in ("prototypes.vectors", "last_layer.weight"))
+    assert len(left) == 1
+    assert len(vectors) == weight.shape[1] == int(float(left[0])) < 40

@@ -65,7 +65,10 @@ class PhaseChange(pl.Callback):
             return
         phase, (optimizer,) = self.plan.phases[index], trainer.optimizers
         if index >= self.begun:
+            shapes = [parameter.shape for parameter in pl_module.parameters()]
             self._survey(phase, trainer)
+            if shapes != [parameter.shape for parameter in pl_module.parameters()]:
+                _wrap_again(trainer, pl_module)
             if phase.fresh_optimizer:
                 optimizer.state.clear()
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -110,6 +113,14 @@ class PhaseChange(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.begun, self.surveyed = state_dict["begun"], state_dict["surveyed"]
         self.resumed_spans = state_dict["spans"]
+
+
+def _wrap_again(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    """A new DDP wrapper after a survey such as a pruning, since the old one keeps buffers of the old sizes."""
+    strategy = trainer.strategy
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = pl_module  # lets the old wrapper and its hooks go
+        strategy.configure_ddp()
 
 
 def plan_of(trainer: pl.Trainer) -> Phases | None:
