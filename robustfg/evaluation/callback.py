@@ -36,7 +36,7 @@ from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.evidence import evidence_of
 from robustfg.evaluation.fingerprint import fingerprint, weights_sha256
 from robustfg.evaluation.gallery import write_gallery
-from robustfg.evaluation.gather import gathered, total
+from robustfg.evaluation.gather import claimed, gathered, total
 from robustfg.evaluation.measure import Classify, measure_attack, measure_clean
 from robustfg.evaluation.progress import AttackProgress
 from robustfg.evaluation.records import CLEAN, RecordStore, column, table_of, write_table
@@ -160,7 +160,7 @@ class RobustnessEvaluation(pl.Callback):
             shutil.rmtree(self.folder / "perturbations", ignore_errors=True)
             (self.folder / "gallery.npz").unlink(missing_ok=True)
         trainer.strategy.barrier("earlier files removed")
-        worst = self._claimed(trainer)
+        worst = claimed(gathered(self.store.worst_margins(world)), trainer.global_rank)
         if self.perturbations:
             self.store.write_perturbations(self.folder / "perturbations", world, worst)
         self._write_gallery(trainer, pl_module, table, worst)
@@ -229,16 +229,6 @@ class RobustnessEvaluation(pl.Callback):
             "checks": [check.as_dict() for check in checks],
             "verdict": verdict(checks) if checks else "upper bound, unverified",
         }
-
-    def _claimed(self, trainer: pl.Trainer) -> dict[int, float]:
-        """The perturbations that this rank writes: of every sample the worst that any rank holds, once."""
-        ranks = gathered(self.store.worst_margins(trainer.world_size))
-        owner: dict[int, int] = {}
-        for rank, margins in enumerate(ranks):
-            for index, margin in margins.items():
-                if index not in owner or margin < ranks[owner[index]][index]:
-                    owner[index] = rank
-        return {index: ranks[rank][index] for index, rank in owner.items() if rank == trainer.global_rank}
 
     def _write_gallery(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, table: Any, worst: dict[int, float]
