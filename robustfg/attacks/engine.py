@@ -15,7 +15,6 @@ from robustfg.attacks.randomness import keyed_generators
 from robustfg.errors import UserError
 from robustfg.types import Output, joined, mapped
 
-WORTH_A_COPY = 4  # passes
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -59,18 +58,17 @@ class Engine:
         return {"engine": changed} if changed else {}
 
     @contextmanager
-    def running(self, model: Model, image: Tensor, passes: int = WORTH_A_COPY, classes: int = 0) -> Iterator["Run"]:
+    def running(self, model: Model, image: Tensor, classes: int = 0) -> Iterator["Run"]:
         """The model frozen and prepared; given back as it was, also after an error.
 
         Args:
             model: what is attacked.
             image: some of the images, to try a private copy on.
-            passes: how often it will be asked; a private copy does not pay for a few.
             classes: how many it must know at least.
         """
         with attackable(model):
             quick = model
-            if self.fold and passes >= WORTH_A_COPY and isinstance(model, nn.Module):
+            if self.fold and isinstance(model, nn.Module):
                 with keyed_generators(image.device, "folding"):
                     quick = folded(model, image)
             exact = quick is model and not (self.autocast or self.compile)

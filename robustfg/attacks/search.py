@@ -69,7 +69,7 @@ class Search(Attack):
             none = torch.zeros_like(task.label)
             return Attempt(task.image, task.image.new_zeros(0), none, none, none, none.bool())
         own = keyed_generators(task.image.device, *draws.key, "model")
-        with self.engine.running(model, task.image, self.passes // self.rounds, task.classes) as run, own:
+        with self.engine.running(model, task.image, task.classes) as run, own:
             victim = Victim(run, task, threat=self.threat, decision=self.decision, **self.victim_options())
             self.search(victim, draws, restart)
             logits = task.logits if victim.asked is None else victim.asked
@@ -77,7 +77,8 @@ class Search(Attack):
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
         own = keyed_generators(image.device, self.seed, self.name, "margins")
-        with self.engine.running(model, image, 1) as run, own, torch.no_grad():
+        exact = replace(self.engine, fold=False, autocast=None, compile=False)
+        with exact.running(model, image) as run, own, torch.no_grad():
             return -self.decision(run.own(image), label.clone())
 
 
