@@ -35,6 +35,10 @@ class Output:
     """Other logits by name, each ``(B, K)``."""
     maps: Mapping[str, Tensor] = field(default_factory=dict)
     """Spatial evidence by name, each ``(B, M, h, w)``; an attention map is ``(B, 1, h, w)`` and non-negative."""
+    layers: Mapping[str, Tensor] = field(default_factory=dict)
+    """Features of inner layers by name, averaged over positions, each ``(B, C)``; only those that were asked for."""
+    scores: Mapping[str, Tensor] = field(default_factory=dict)
+    """How abnormal the input looks by detector, each ``(B,)``; only where detectors watch."""
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Output":
         """The same with every tensor changed."""
@@ -43,6 +47,8 @@ class Output:
             embedding=change(self.embedding),
             heads={name: change(value) for name, value in self.heads.items()},
             maps={name: change(value) for name, value in self.maps.items()},
+            layers={name: change(value) for name, value in self.layers.items()},
+            scores={name: change(value) for name, value in self.scores.items()},
         )
 
     def chunk(self, count: int) -> "list[Output]":
@@ -66,6 +72,8 @@ def joined(answers: "Sequence[Output | Tensor]") -> "Output | Tensor":
         embedding=torch.cat([output.embedding for output in outputs]),
         heads={name: torch.cat([output.heads[name] for output in outputs]) for name in first.heads},
         maps={name: torch.cat([output.maps[name] for output in outputs]) for name in first.maps},
+        layers={name: torch.cat([output.layers[name] for output in outputs]) for name in first.layers},
+        scores={name: torch.cat([output.scores[name] for output in outputs]) for name in first.scores},
     )
 
 
