@@ -8,11 +8,18 @@ from torch import Tensor, nn
 
 from robustfg.errors import UserError
 
-FLOOR = 1e-4
-"""What the authors' Caffe release adds to every variance. It bounds log|Sigma| below and weights of distances above."""
+FLOOR = 0.01
+"""Bounds log|Sigma| below, and above what the gradient on a mean is multiplied by, 1/variance.
+
+Steps on a mean at learning rate r and loss weight w are stable while r w / variance < 2 (without momentum): at the rate
+0.1 and the likelihood's weight 0.1 the floor keeps that at 1. The 1e-4 of the authors' Caffe release makes it 100.
+"""
 
 UNIT = math.log(math.e - 1)
 """Where softplus is 1."""
+
+REMAINDER = 1e-3
+"""Share of the initial variance that a variance which is set keeps above the floor: on it, it could not learn."""
 
 
 class Variances(nn.Module):
@@ -42,6 +49,6 @@ class Variances(nn.Module):
 
     @torch.no_grad()
     def become(self, values: Tensor) -> None:
-        """Sets the numbers. Those at the floor or below become a thousandth of the initial variance more than it."""
-        share = ((values.double() - self.floor) / (self.initial - self.floor)).clamp_min(1e-3)
+        """Sets the numbers; those at the floor or below keep a remainder above it."""
+        share = ((values.double() - self.floor) / (self.initial - self.floor)).clamp_min(REMAINDER)
         self.raw.copy_(share + torch.log(-torch.expm1(-share)) - UNIT)
