@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from robustfg.errors import UserError
 from robustfg.losses import GaussianMixture
-from robustfg.losses.gm import gaussian_logits, margin_cross_entropy
+from robustfg.losses.gaussian import gaussian_logits, margin_cross_entropy
 
 GOLDEN = np.load(Path(__file__).parent.parent / "data" / "gm_official.npz")
 SETTINGS = [(0.3, 0.1), (1.0, 0.1), (0.0, 0.0)]
