@@ -2,10 +2,12 @@
 
 from robustfg.attacks.apgd import APGD
 from robustfg.attacks.apgd_l1 import L1APGD
+from robustfg.attacks.backtracking import Backtracking
 from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
 from robustfg.attacks.bpda import Bpda, differentiable
 from robustfg.attacks.cascade import Cascade
+from robustfg.attacks.confidence import WrongConfidence
 from robustfg.attacks.cw import CarliniWagner
 from robustfg.attacks.deepfool import DeepFool
 from robustfg.attacks.directions import Directions, Gaussian, Rademacher
@@ -58,6 +60,7 @@ __all__ = [
     "PGD",
     "Attack",
     "Attempt",
+    "Backtracking",
     "Bpda",
     "CarliniWagner",
     "Cascade",
@@ -113,5 +116,6 @@ __all__ = [
     "UniversalPerturbation",
     "WrongAndAccepted",
     "WrongAndNear",
+    "WrongConfidence",
     "differentiable",
 ]
