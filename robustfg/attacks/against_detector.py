@@ -93,8 +93,9 @@ def white_box(
 
     All of them decide at ``lowest`` and watch the score, so that one run answers for every threshold from there on:
     a sample leaves when it is wrong and accepted at ``lowest``, and ``Attempt.least`` holds the least score it was
-    wrong with. The max-forms aim at one threshold each; the selective, orthogonal and Lagrangian attacks at the least
-    score with which the class is wrong.
+    wrong with. The max-forms aim at one threshold each, ``tau`` and ``lowest``: aimed at one that is out of reach they
+    give the mistake up for the score. The selective, orthogonal and Lagrangian attacks lower the score of mistakes as
+    far as it goes.
 
     Args:
         detector: its name in ``Output.scores``.
