@@ -10,7 +10,7 @@ COUNT, CLASSES = 64, 4
 
 
 class Scaled(nn.Module):
-    """A linear feature map of images 3 x 4 x 4, times ``scale``, before a GM head whose means are that of clean features."""
+    """Linear features times ``scale`` of images 3 x 4 x 4, and a GM head whose means are the prototypes' features."""
 
     def __init__(self, scale):
         super().__init__()
