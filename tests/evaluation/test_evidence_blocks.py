@@ -233,8 +233,13 @@ def test_page_and_terminal_show_the_evidence(whole):
     rho = summary["separation"]["attacks"]["pairs"]["rho"]
     for shown in (text, html):
         assert f"{rho:.2f} (p " in shown
-    for heading in ("Errors by taxonomy", "Where the evidence lies", "Latent separation", "the map “attention”"):
+    headings = ("Errors by taxonomy", "Where the evidence lies", "Latent separation", "Feature space", "Calibration")
+    for heading in (*headings, "the map “attention”", "Fisher's two discriminant directions"):
         assert heading in html
+    assert f"vary by {100 * summary['embedding']['symmetry']['variation']:.1f} %" in html
+    ece = summary["calibration"]["worst_case"]["ece"]
+    assert f"{100 * ece:.1f} % worst case" in text
+    assert f'<td class="number">{100 * ece:.1f} %</td>' in html
     assert f'<td>attention</td><td>clean, all</td><td class="number">{found["clean"]["dead"]} of 31</td>' in html
     mass, ratio = found["broken"]["parts"]["mass"], found["broken"]["parts"]["ratio"]
     assert f"{100 * mass:.1f} %, {ratio:.2f}× chance" in html
