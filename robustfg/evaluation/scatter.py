@@ -28,13 +28,12 @@ class Scatter:
     def principal(self) -> tuple[Tensor, Tensor]:
         """Directions ``(D, r)`` in which classes scatter, the widest first, and the scatter along each ``(r,)``.
 
-        ``r`` is the numerical rank, at most D and at most the samples less the classes.
+        ``r`` is the numerical rank.
         """
         values, vectors = torch.linalg.eigh(self.within)
         lowest = values.amax() * len(values) * torch.finfo(torch.float32).eps ** 2  # embeddings come in float32
         kept = (values > lowest).nonzero().flatten().flip(0)
-        most = int((self.count - 1).clamp_min(0).sum())
-        return vectors[:, kept[:most]], values[kept[:most]]
+        return vectors[:, kept], values[kept]
 
 
 def scatter_of(embeddings: Embeddings, num_classes: int) -> Scatter:

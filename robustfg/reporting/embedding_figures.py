@@ -22,8 +22,8 @@ def latent_picture(archive: Path, classes: Sequence[str]) -> str | None:
     points, label, means = content["points"], content["label"], content["means"]
     figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
-    palette = colormaps["tab20"] if len(classes) <= NAMED else colormaps["turbo"]
-    shades = [palette(k % NAMED if len(classes) <= NAMED else k / (len(classes) - 1)) for k in range(len(classes))]
+    palette = colormaps["tab10" if len(classes) <= 10 else "tab20" if len(classes) <= NAMED else "turbo"]
+    shades = [palette(k if len(classes) <= NAMED else k / (len(classes) - 1)) for k in range(len(classes))]
     for k in np.unique(label):
         own, name = points[label == k], classes[k] if len(classes) <= NAMED else None
         axes.scatter(own[:, 0], own[:, 1], s=8, color=shades[k], alpha=0.6, linewidths=0, label=name)
