@@ -33,6 +33,7 @@ from robustfg.evaluation.checks.probes import (
     finite_difference,
 )
 from robustfg.evaluation.confusion import confusion_of
+from robustfg.evaluation.embedding import embedding_of
 from robustfg.evaluation.evidence import evidence_of
 from robustfg.evaluation.fingerprint import fingerprint, weights_sha256
 from robustfg.evaluation.gallery import write_gallery
@@ -155,7 +156,11 @@ class RobustnessEvaluation(pl.Callback):
         table = table_of(rows)
         require_complete(table, data.positions[self.split], {name: a.rounds for name, a in self.attacks.items()})
         facts = self._facts(trainer, cast(Evaluated, pl_module))
-        summary = self._summary(table, facts, trainer)
+        embedding = embedding_of(
+            self.embeddings, data.classes, loss=getattr(pl_module, "loss", None), device=pl_module.device,
+            picture=self.folder / "embedding.npz" if trainer.is_global_zero else None,
+        )  # fmt: skip
+        summary = self._summary(table, facts, trainer, embedding)
         if trainer.is_global_zero:  # what an earlier evaluation left here
             shutil.rmtree(self.folder / "perturbations", ignore_errors=True)
             (self.folder / "gallery.npz").unlink(missing_ok=True)
@@ -209,7 +214,9 @@ class RobustnessEvaluation(pl.Callback):
         same_precision = str(trainer.precision) == "32-true"
         return Facts(int(train_mode), int(probabilities), counted if same_precision else None)
 
-    def _summary(self, table: Any, facts: Facts, trainer: pl.Trainer) -> dict[str, Any]:
+    def _summary(
+        self, table: Any, facts: Facts, trainer: pl.Trainer, embedding: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
         checks = judge(table, self.attacks | dict(self.probe.attacks), facts) if self.checks else []
         distances = self.embeddings.distances(len(_data(trainer).classes))
         library = f"robustfg {__version__}"
@@ -225,7 +232,7 @@ class RobustnessEvaluation(pl.Callback):
             "precision": "fp32",
             "world_size": trainer.world_size,
             **summarise(table, described, also=also),
-            **evidence_of(table, self.attacks, also, _data(trainer).source, distances),
+            **evidence_of(table, self.attacks, also, _data(trainer).source, distances, embedding),
             "checks": [check.as_dict() for check in checks],
             "verdict": verdict(checks) if checks else "upper bound, unverified",
         }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustfg.attacks import Attack, Attempt
 from robustfg.errors import UserError
+from robustfg.evaluation.calibration import softmax_scores
 from robustfg.evaluation.localisation import localise, sizes
 from robustfg.evaluation.records import CLEAN, Perturbation
 from robustfg.evaluation.regions import Regions
@@ -36,7 +37,8 @@ class Classify(Protocol):
 def verdicts(model: Classify, image: Tensor, label: Tensor, regions: Regions | None = None) -> dict[str, Tensor]:
     """Everything that is told of every sample; borderline ones are decided alone.
 
-    Logits, embedding, prediction, correctness, margin and anomaly, and with ``regions`` the numbers of ``localise``.
+    Logits, embedding, prediction, correctness, margin, anomaly, ``softmax_scores``, and with ``regions`` the numbers of
+    ``localise``.
     """
     output, maps = model.explain(image)
     if not bool(output.logits.isfinite().all()):
@@ -47,6 +49,7 @@ def verdicts(model: Classify, image: Tensor, label: Tensor, regions: Regions | N
         "prediction": output.logits.argmax(1),
         "margin": decision_margin(output.logits, label),
         "anomaly": model.anomaly(output),
+        **softmax_scores(output.logits, label),
         **(localise(maps, regions) if regions is not None else {}),
     }
     near = found["margin"].abs() < borderline(output.logits.abs().amax(1))
