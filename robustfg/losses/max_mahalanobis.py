@@ -5,7 +5,7 @@ from torch import Tensor
 from robustfg.errors import UserError
 from robustfg.losses.base import Embedding, LossModule
 from robustfg.losses.explain import class_activation
-from robustfg.losses.gm import gaussian_logits
+from robustfg.losses.gaussian import gaussian_logits
 from robustfg.losses.simplex import simplex
 from robustfg.types import Output
 
