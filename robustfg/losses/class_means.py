@@ -27,7 +27,7 @@ class Sums:
 
 
 class ClassMeans(Survey):
-    """Means become the class means, covariances those within classes, priors the class frequencies, where not fixed.
+    """Means become the class means, priors the class frequencies, and covariances, where wanted, those within classes.
 
     A covariance is estimated as (n S + m s I) / (n + m), S that of its n samples, s the average variance within
     classes, m the number of samples below which S is singular. A class without a sample keeps its mean.
@@ -37,12 +37,21 @@ class ClassMeans(Survey):
         means: ``(K, D)``, changed in place.
         covariance: likewise.
         priors: likewise.
+        covariances_too: set the covariances. Where features are narrow, gradients grow by the inverse of their
+            variances, and the learning rate must be small from then on.
     """
 
     def __init__(
-        self, *, embed: Callable[[Tensor], Tensor], means: Tensor, covariance: Covariance, priors: Priors
+        self,
+        *,
+        embed: Callable[[Tensor], Tensor],
+        means: Tensor,
+        covariance: Covariance,
+        priors: Priors,
+        covariances_too: bool,
     ) -> None:
         self.embed, self.means, self.covariance, self.priors = embed, means, covariance, priors
+        self.covariances_too = covariances_too
         classes, dim = means.shape
         one = covariance.outer(torch.zeros(1, dim, dtype=torch.float64))
         self.sums = Sums(
@@ -75,11 +84,14 @@ class ClassMeans(Survey):
         mean = sums.first / sums.count.clamp_min(1)[:, None]
         moved = (mean - self.means.cpu())[seen].square().sum(1).mean()
         self.means[seen.to(self.means.device)] = mean[seen].to(self.means)
-        average = self._set_covariance(sums, mean)
+        spread, average = self._within(sums, mean)
+        if self.covariances_too:
+            self.covariance.become(spread)
         self.priors.become(sums.count)
         return {"moved": float(moved), "variance": average}
 
-    def _set_covariance(self, sums: Sums, mean: Tensor) -> float:
+    def _within(self, sums: Sums, mean: Tensor) -> tuple[Tensor, float]:
+        """The estimates of the covariances, and the average variance within classes."""
         around = torch.stack([self.covariance.outer(row[None]) for row in mean * sums.count.sqrt()[:, None]])
         count = sums.count
         if self.covariance.tied:
@@ -90,5 +102,4 @@ class ClassMeans(Survey):
         whole = torch.eye(self.means.shape[1], dtype=torch.float64) if scatter.dim() == 3 else scatter.new_ones(1)
         weight = self.covariance.needed
         shape = (-1, *[1] * (scatter.dim() - 1))
-        self.covariance.become((scatter + weight * average * whole) / (count + weight).view(shape))
-        return float(average)
+        return (scatter + weight * average * whole) / (count + weight).view(shape), float(average)

@@ -33,8 +33,8 @@ class GaussianMixture(LossModule):
         embedding_dim: size D of a linear layer before the mixture; None to use the pooled feature.
         covariance: makes the covariances from ``num_classes`` and ``dim``.
         priors: makes the class priors from ``num_classes``.
-        initial_means: where the means begin; the survey ``"class_means"`` puts them, covariances and priors where the
-            training set's features are.
+        initial_means: where the means begin. The survey ``"class_means"`` puts them where the training set's features
+            are, and counts the priors; ``"class_gaussians"`` sets the covariances, too.
         means_momentum: means are moving averages of the class means of batches and have no gradient; 0.9 keeps that
             share of the old ones. None: means are learned.
         margin: alpha, the margin on the true class's distance.
@@ -118,8 +118,11 @@ class GaussianMixture(LossModule):
         return {"loss": total, "classification": classification, "likelihood": likelihood}
 
     def survey(self, name: str) -> Survey:
-        if name == "class_means":
-            return ClassMeans(embed=self.embedding, means=self.means, covariance=self.covariance, priors=self.priors)
+        if name in ("class_means", "class_gaussians"):
+            return ClassMeans(
+                embed=self.embedding, means=self.means, covariance=self.covariance, priors=self.priors,
+                covariances_too=name == "class_gaussians",
+            )  # fmt: skip
         return super().survey(name)
 
     def anomaly(self, output: Output) -> Tensor:

@@ -26,15 +26,15 @@ def samples():
     return torch.randn(N, C, 2, 2, generator=generator, dtype=torch.float64) + label[:, None, None, None], label
 
 
-def surveyed(module, processes):
+def surveyed(module, processes, name="class_gaussians"):
     """What is logged after each process saw its share in batches."""
     maps, label = samples()
-    surveys = [module.survey("class_means") for _ in range(processes)]
+    surveys = [module.survey(name) for _ in range(processes)]
     for rank, survey in enumerate(surveys):
         for start in range(rank, N, 7 * processes):
             rows = slice(start, min(start + 7 * processes, N), processes)
             survey.see(maps[rows], label[rows], torch.arange(N)[rows])
-    return module.survey("class_means").conclude([survey.findings() for survey in surveys])
+    return module.survey(name).conclude([survey.findings() for survey in surveys])
 
 
 def within(rows):
@@ -85,11 +85,22 @@ def test_moving_means_are_surveyed_as_well():
 def test_collapsed_features_leave_covariances_that_can_be_used():
     for kind in (Isotropic, Diagonal, Full):
         module = mixture(kind, False)
-        survey, maps = module.survey("class_means"), torch.ones(8, C, 1, 1, dtype=torch.float64)
+        survey, maps = module.survey("class_gaussians"), torch.ones(8, C, 1, 1, dtype=torch.float64)
         survey.see(maps, torch.arange(8) % K, torch.arange(8))
         survey.conclude([survey.findings()])
         assert module(maps).logits.isfinite().all()
         assert module.covariance.log_determinants().isfinite().all()
+
+
+@pytest.mark.parametrize(("kind", "tied"), KINDS)
+def test_the_survey_of_means_leaves_the_covariances(kind, tied):
+    module, whole = mixture(kind, tied, priors=Learned), mixture(kind, tied, priors=Learned)
+    before = module.covariance.matrices()
+    surveyed(module, 1, "class_means")
+    surveyed(whole, 1)
+    assert torch.equal(module.covariance.matrices(), before)
+    assert torch.equal(module.means, whole.means)
+    assert torch.equal(module.priors.log(), whole.priors.log())
 
 
 def test_what_is_logged_says_how_far_the_means_moved():
