@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustfg.assemble import OF_THE_SOURCE, attacks_of
+from robustfg.attacks.threat import step_length
 from robustfg.config import CONF, build, plain, refuse_untrusted, register_schemas
 from robustfg.errors import UserError
 
@@ -305,3 +306,23 @@ def test_the_suite_for_l1_takes_its_rounds_and_schedules_from_autoattack():
     assert stages["apgd_ce"].larger_first
     assert stages["apgd_t"].larger_first
     assert not stages["square"].rescale_schedule
+
+
+@pytest.mark.parametrize(("regime", "name"), [("ccat", "ccat"), ("mcat", "lkd")])
+def test_recipes_of_ccat_and_mcat_have_the_releases_numbers(regime, name):
+    config = plain(composed("train", f"experiment={regime}"))
+    options = {key: value for key, value in config["training"].items() if key not in ("epochs", "monitor")}
+    made = build(options, "training")
+    attack = made.attack[name]
+    assert step_length(attack.size, attack.threat.radius) == pytest.approx(0.005)
+    assert (attack.steps, attack.momentum, attack.factor) == (40, 0.9, 1.5)
+    assert (attack.random_start, attack.last_iterate) == (True, True)
+    assert (made.rho, config["optimizer"]["lr"], config["data"]["batch_size"]) == (10, 0.075, 100)
+    assert (made.clean_epochs, config["trainer"]["max_epochs"]) == ((60, 131) if regime == "mcat" else (0, 200))
+
+
+def test_the_stages_of_mcat_are_its_phases():
+    config = plain(composed("train", "experiment=mcat"))
+    epochs = {name: phase["epochs"] for name, phase in config["loss"]["phases"].items()}
+    assert epochs == {"stage_1": config["training"]["clean_epochs"], "stage_2": 71}
+    assert sum(epochs.values()) == config["trainer"]["max_epochs"]
