@@ -39,7 +39,9 @@ def test_unknown_birds_are_drawn_in_the_style_of_the_known_ones_and_in_scenes_of
     near, far = UnknownSpecies(known=BIRDS, images=5).images, UnknownGenera(known=BIRDS, images=5).images
     pictures = [split.image(i) for split in (near, far, BIRDS.test, BIRDS.train) for i in range(4)]
     assert {picture.shape for picture in pictures} == {(24, 24, 3)}
-    assert len({picture.tobytes() for picture in pictures}) == 16
+    assert (
+        len({picture[:2].tobytes() for picture in pictures}) == 16
+    )  # no bird reaches the upper edge: the scenes differ
     again = UnknownSpecies(known=Birds(num_genera=3, species_per_genus=2, image_size=24), images=9).images
     assert (again.image(2) == near.image(2)).all()
     other = UnknownSpecies(known=Birds(num_genera=3, species_per_genus=2, image_size=24, seed=1), images=9).images
