@@ -91,9 +91,9 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     makers = {"small_cnn": small_cnn, "resnet18": resnet18}
-    torch.manual_seed(0)
     kept = True
     for name in options.subject.split(","):
+        torch.manual_seed(0)
         chosen = subject(name, makers[name](), device)
         for attack in options.attacks.split(","):
             kept &= compare(chosen, attack, device, options.rounds)

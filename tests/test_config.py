@@ -290,8 +290,11 @@ def test_confusion_is_left_for_the_evaluation_to_measure_or_given():
 def test_suites_are_cascades_of_their_stages_in_order_with_one_epsilon(suite):
     attack = attacks_of(plain(composed("train", f"attack={suite}", "epsilon=4/255")), ())[suite]
     assert {stage.threat.radius for stage in attack.attacks.values()} == {4 / 255}
-    stages = ["apgd_ce", "apgd_t", "fab_t", "square"] if suite == "autoattack" else ["apgd_ce", "apgd_t", "square"]
-    assert list(attack.attacks) == stages
+    stages = {
+        "autoattack": ["apgd_ce", "apgd_t", "fab_t", "square"],
+        "standard": ["apgd_ce", "apgd_dlr", "apgd_t", "square"],
+    }
+    assert list(attack.attacks) == stages[suite]
     assert attack.attacks["square"].rescale_schedule is (suite == "standard")
 
 

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from robustfg.attacks import PGD, CrossEntropy, Engine, GradientAttack, Linf
+from robustfg.attacks import FGSM, PGD, CrossEntropy, Engine, GradientAttack, Linf
 from robustfg.attacks.folding import folded
 from robustfg.models import Backbone
 
@@ -204,3 +204,14 @@ def test_trying_a_copy_leaves_the_callers_random_numbers_alone():
 class Jitter(nn.Module):
     def forward(self, feature):
         return feature + torch.rand_like(feature)
+
+
+def test_one_step_attacks_search_on_the_folded_copy_as_well(monkeypatch):
+    model, asked = settled(Plain()), []
+    forward = nn.BatchNorm2d.forward
+    monkeypatch.setattr(nn.BatchNorm2d, "forward", lambda norm, feature: asked.append(0) or forward(norm, feature))
+    FGSM(epsilon=0.1)(model, images(), torch.zeros(len(images()), dtype=torch.int64))
+    trial = len(asked)
+    FGSM(epsilon=0.1)(model, images(), torch.zeros(len(images()), dtype=torch.int64))
+    agreement = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
+    assert len(asked) - trial == agreement
