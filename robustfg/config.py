@@ -52,6 +52,7 @@ class Root:
     trainer: Any = MISSING
     logger: Any = None
     experiment: Any = None
+    unknown: Any = None
 
 
 @dataclass

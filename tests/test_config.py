@@ -45,6 +45,7 @@ GIVEN = {  # what the program adds to a node
     "evaluation.validation": {"attacks": {}},
     "attack": {"name": "x"},
     "logger": {"save_dir": "."},
+    "unknown": {"known": None},
 }
 
 
@@ -80,7 +81,7 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
         top = path.split(".")[0]
         if path == "attack.transfer":
             arguments["surrogate_name"] = "given by the program"
-        if path in GIVEN or (top in ("attack", "logger") and path.count(".") == 1):
+        if path in GIVEN or (top in ("attack", "logger", "unknown") and path.count(".") == 1):
             arguments = GIVEN.get(path, GIVEN[top]) | arguments
         if node.get("_partial_"):
             inspect.signature(target).bind_partial(**arguments)
