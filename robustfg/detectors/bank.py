@@ -69,28 +69,29 @@ class BankFit(Fit):
         self.features, self.learn, self.per_class, self.seed = features, learn, per_class, seed
         self.banks: list[Bank] = []
         self.classes, self.held, self.kept = 0, 0, 0
+        self.strange: set[str] = set()
 
     def see(self, output: Output, label: Tensor, index: Tensor) -> None:
         rows = tuple(feature_of(output, name).detach().float().cpu() for name in self.features)
         self.banks.append(Bank(index.cpu(), label.cpu(), rows))
+        self.strange |= {name for name, row in zip(self.features, rows, strict=True) if not row.isfinite().all()}
         self.classes, self.held = output.logits.shape[1], self.held + len(index)
         if self.per_class is not None and self.held > 2 * self.kept + ROOM:
             self._thin()
 
-    def findings(self) -> tuple[int, Bank | None]:
+    def findings(self) -> tuple[int, Bank | None, set[str]]:
         if self.banks:
             self._thin()
-        return self.classes, self.banks[0] if self.banks else None
+        return self.classes, self.banks[0] if self.banks else None, self.strange
 
-    def conclude(self, findings: Sequence[tuple[int, Bank | None]]) -> None:
-        banks = [bank for _, bank in findings if bank is not None and len(bank.index)]
+    def conclude(self, findings: Sequence[tuple[int, Bank | None, set[str]]]) -> None:
+        banks = [bank for _, bank, _ in findings if bank is not None and len(bank.index)]
         if not banks:
             raise UserError("detector: there are no training samples to learn from")
+        for name in sorted(set().union(*(strange for _, _, strange in findings))):
+            raise UserError(f"detector: {name} of some training images is not finite; the classifier has diverged")
         bank = Bank.joined(banks).thinned(self.per_class, self.seed)
-        for name, rows in zip(self.features, bank.features, strict=True):
-            if not rows.isfinite().all():
-                raise UserError(f"detector: {name} of some training images is not finite; the classifier has diverged")
-        self.learn(bank, max(classes for classes, _ in findings))
+        self.learn(bank, max(classes for classes, _, _ in findings))
 
     def _thin(self) -> None:
         self.banks = [Bank.joined(self.banks).thinned(self.per_class, self.seed)]

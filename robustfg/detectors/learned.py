@@ -26,7 +26,8 @@ class Learned(nn.Module):
         """Sets buffers, on the device and in the precision they have; integers stay integers."""
         for name, value in values.items():
             old = getattr(self, name)
-            setattr(self, name, value.to(old if value.is_floating_point() else old.device))
+            moved = value.to(old if value.is_floating_point() else old.device)
+            setattr(self, name, moved.contiguous())  # as a loaded one is: sums are then alike to the last bit
 
     def known(self, name: str) -> Tensor:
         """A buffer. Raises ``UserError`` if nothing has been learned."""
