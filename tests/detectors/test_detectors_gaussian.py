@@ -96,7 +96,7 @@ def test_the_expected_distance_is_the_mean_over_training_samples_of_their_own_cl
     rows, label, index = samples(200)
     detector = learn(Mahalanobis(shrinkage=0.4), rows, label, index)
     white = detector.gaussians[0].white
-    within, means = centred(rows.double().numpy(), label.numpy())
+    within, _ = centred(rows.double().numpy(), label.numpy())
     mapped = within @ white.matrix.double().numpy().T
     assert float(white.expected) == pytest.approx((mapped**2).sum(1).mean(), rel=1e-5)
 
