@@ -327,3 +327,14 @@ def test_the_stages_of_mcat_are_its_phases():
     epochs = {name: phase["epochs"] for name, phase in config["loss"]["phases"].items()}
     assert epochs == {"stage_1": config["training"]["clean_epochs"], "stage_2": 71}
     assert sum(epochs.values()) == config["trainer"]["max_epochs"]
+
+
+def test_detectors_go_by_their_own_names_and_all_of_them_stand_together():
+    together = plain(composed("train", "detector=all"))["detector"]
+    alone = {path.stem for path in (CONF / "detector").glob("*.yaml")} - {"all", "gm"}
+    assert set(together) == alone
+    assert list(plain(composed("train", "detector=gm"))["detector"]) == ["likelihood", "mahalanobis"]
+    assert plain(composed("train"))["detector"] is None
+    for name, node in together.items():
+        refuse_untrusted(node)
+        assert build(node, f"detector.{name}").fit is not None

@@ -95,10 +95,13 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
     calls: dict[nn.Module, int] = {}
     outputs: list[Tensor] = []  # kept alive, so that no identity is given twice
 
-    def after_convolution(module: nn.Module, inputs: object, output: Tensor) -> None:
-        calls[module] = calls.get(module, 0) + 1
-        outputs.append(output)
-        gave[id(output)] = cast(nn.Conv2d, module)
+    def after(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            calls[module] = calls.get(module, 0) + 1
+            outputs.append(output)
+            gave[id(output)] = module
+        if len(module._forward_hooks) > 1:  # someone else listens, and would hear the batch norm as well
+            gave.pop(id(output), None)
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] = calls.get(module, 0) + 1
@@ -106,7 +109,7 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
         if convolution is not None and norm.running_mean is not None:
             pairs[norm] = convolution
 
-    with _watching(model, after_convolution, before_norm):
+    with _watching(model, after, before_norm):
         model(image)
     once = {norm: conv for norm, conv in pairs.items() if calls[norm] == calls[conv] == 1}
     taken = list(once.values())
@@ -114,12 +117,11 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
 
 
 @contextmanager
-def _watching(model: nn.Module, after_convolution: object, before_norm: object) -> Iterator[None]:
+def _watching(model: nn.Module, after: object, before_norm: object) -> Iterator[None]:
     hooks = []
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_convolution))  # type: ignore[arg-type]
-        elif isinstance(module, nn.BatchNorm2d) and (type(module) is nn.BatchNorm2d or _activated(module)):
+        hooks.append(module.register_forward_hook(after))  # type: ignore[arg-type]
+        if isinstance(module, nn.BatchNorm2d) and (type(module) is nn.BatchNorm2d or _activated(module)):
             hooks.append(module.register_forward_pre_hook(before_norm))  # type: ignore[arg-type]
     try:
         yield
