@@ -21,7 +21,7 @@ _PACKAGE = Path(__file__).parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 """The config tree: inside the package in a wheel, beside it in a checkout."""
 
-TRUSTED = tuple(f"robustfg.{package}." for package in ("attacks", "data", "losses", "models", "training"))
+TRUSTED = tuple(f"robustfg.{package}." for package in ("attacks", "data", "detectors", "losses", "models", "training"))
 TRUSTED_CLASSES = {
     "torch.optim": {"Adam", "AdamW", "SGD"},
     "torchvision.transforms.v2": {
@@ -48,6 +48,7 @@ class Root:
     model: Any = MISSING
     loss: Any = None
     attack: Any = MISSING
+    detector: Any = None
     evaluation: Any = MISSING
     trainer: Any = MISSING
     logger: Any = None

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, kstest
 
+from robustfg.detectors.threshold import threshold_at
 from robustfg.evaluation.detection.operating import (
     expected_rate,
     keeping,
@@ -14,19 +16,20 @@ from robustfg.evaluation.detection.operating import (
 )
 
 
-@given(st.integers(1, 300), st.sampled_from([0.01, 0.05, 0.1, 0.29, 0.5]), st.integers(0, 99))
-@settings(max_examples=100, deadline=None)
-def test_the_threshold_rejects_k_calibration_scores_in_every_redraw(n, fpr, seed):
+@given(st.integers(1, 300), st.sampled_from([0.01, 0.05, 0.1, 0.29, 0.5]), st.integers(1, 300), st.integers(0, 99))
+@settings(max_examples=150, deadline=None)
+def test_every_redraw_has_the_threshold_that_the_detector_would_get_from_it(n, fpr, levels, seed):
     generator = np.random.default_rng(seed)
-    score = generator.permutation(n).astype(np.float32).astype(float)
+    score = generator.integers(0, levels, n).astype(np.float32)
     weight = np.stack([np.ones(n, int), generator.multinomial(n, np.full(n, 1 / n))])
-    tau = thresholds(score, weight, fpr)
-    k = rejected_of(n, fpr)
-    assert (score > tau[0]).sum() == k
-    drawn = np.sort(np.repeat(score, weight[1]))[::-1]
-    assert (
-        tau[1] == np.inf if k == 0 else drawn[k - 1] > tau[1] >= np.nextafter(np.float32(drawn[k - 1]), np.float32(-9))
-    )
+    found = thresholds(score.astype(float), weight, fpr)
+    for tau, counts in zip(found, weight, strict=True):
+        assert tau == threshold_at(torch.tensor(np.repeat(score, counts)), fpr)
+
+
+def test_the_threshold_rejects_k_of_scores_without_ties():
+    score = np.random.default_rng(0).permutation(199).astype(float)
+    assert (score > thresholds(score, np.ones((1, 199), int), 0.05)[0]).sum() == rejected_of(199, 0.05) == 10
 
 
 @pytest.mark.parametrize("fpr", [0.001, 0.01, 0.05, 0.2, 1 / 3])

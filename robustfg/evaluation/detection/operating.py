@@ -1,7 +1,8 @@
 """Thresholds from calibration scores, and the false-positive rates to be expected of them.
 
-The k-th largest of n calibration scores, k = floor(fpr (n + 1)), is the lowest that is rejected. A new input from where
-they came is then rejected at a rate that is distributed like Beta(k, n + 1 - k), whatever the scores' distribution.
+The k-th largest of n calibration scores, k = floor(fpr (n + 1)), is the lowest that is rejected (``threshold_at``). A
+new input from where they came is then rejected at a rate that is distributed like Beta(k, n + 1 - k), whatever the
+distribution of the scores; a lower one where scores are tied.
 """
 
 import math
@@ -24,25 +25,26 @@ def needed(fpr: float) -> int:
 
 
 def thresholds(score: Values, weight: NDArray[np.int64], fpr: float) -> Values:
-    """The threshold of every redraw, ``(R,)``; +inf, which rejects nothing, where there are too few scores.
+    """What ``detectors.threshold_at`` gives in every redraw, ``(R,)``: just below the k-th largest, or it where tied.
 
     Args:
-        score: ``(n,)`` calibration scores.
+        score: ``(n,)`` calibration scores in float32.
         weight: ``(R, n)`` how often each counts.
         fpr: false-positive rate.
     """
-    order = np.argsort(-score, kind="stable")
-    count = np.cumsum(weight[:, order], 1)
-    k = np.array([rejected_of(int(n), fpr) for n in count[:, -1]]) if len(order) else np.zeros(len(weight), int)
+    ordered, place = np.unique(-score, return_inverse=True)
+    count = np.zeros((len(weight), len(ordered)), np.int64)
+    for column, to in enumerate(place):
+        count[:, to] += weight[:, column]
+    above = np.cumsum(count, 1)
+    k = np.array([rejected_of(int(n), fpr) for n in weight.sum(1)])
     if not k.any():
         return np.full(len(weight), np.inf)
-    lowest = score[order][(count >= k[:, None]).argmax(1)]
-    return np.where(k > 0, just_below(lowest), np.inf)
-
-
-def just_below(score: Values) -> Values:
-    """The largest threshold that rejects these scores, which come from float32."""
-    return np.nextafter(score.astype(np.float32), np.float32(-np.inf)).astype(float)
+    chosen = (above >= k[:, None]).argmax(1)
+    lowest = -ordered[chosen]
+    below = np.nextafter(lowest.astype(np.float32), np.float32(-np.inf)).astype(float)
+    tied = np.take_along_axis(above, chosen[:, None], 1)[:, 0] > k
+    return np.where(k > 0, np.where(tied, lowest, below), np.inf)
 
 
 def keeping(score: Values, share: float) -> float:
@@ -61,8 +63,12 @@ def expected_rate(n: int, fpr: float, confidence: float = 0.95) -> list[float] |
     return [round(float(low), 4), round(float(high), 4)]
 
 
-def surprise(rejected: int, m: int, n: int, fpr: float) -> float:
-    """Two-sided p-value of so many rejections among m normal inputs, at a threshold from n scores (beta-binomial)."""
+def surprise(rejected: int, m: int, n: int, fpr: float, *, tied: bool = False) -> float:
+    """p-value of so many rejections among m normal inputs, at a threshold from n scores (beta-binomial).
+
+    Two-sided; one-sided where scores are ``tied``, which makes fewer rejections no surprise.
+    """
     k = rejected_of(n, fpr)
     law = betabinom(m, k, n + 1 - k)
-    return float(min(1.0, 2 * min(law.cdf(rejected), law.sf(rejected - 1))))
+    more = law.sf(rejected - 1)
+    return float(more if tied else min(1.0, 2 * min(law.cdf(rejected), more)))

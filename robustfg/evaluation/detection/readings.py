@@ -1,6 +1,6 @@
 """What a detector said, read from the rows of an evaluation."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,20 +8,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from robustfg.evaluation.detection.standing import Standing
+from robustfg.evaluation.measure import LEAST, SCORE
 from robustfg.evaluation.records import CLEAN, column
 
 Values = NDArray[np.float64]
 Ids = NDArray[np.int64]
-
-
-def score_column(detector: str) -> str:
-    """Name of the rows' column with the score of every image."""
-    return f"score/{detector}"
-
-
-def least_column(detector: str) -> str:
-    """Name of the rows' column with the lowest score that a joint attack saw at a wrong prediction; +inf for none."""
-    return f"least/{detector}"
 
 
 @dataclass(frozen=True)
@@ -63,8 +54,8 @@ class Readings:
     def __init__(self, table: pa.Table, detector: str) -> None:
         self._attack = column(table, "attack")
         self.index, self._position = np.unique(column(table, "index"), return_inverse=True)
-        self._score = column(table, score_column(detector)).astype(float)  # null becomes NaN
-        least = least_column(detector)
+        self._score = column(table, SCORE + detector).astype(float)  # null becomes NaN
+        least = LEAST + detector
         none = np.full(table.num_rows, np.nan)
         self._least = column(table, least).astype(float) if least in table.column_names else none
         self._correct, self._margin = column(table, "correct").astype(bool), column(table, "margin")
@@ -80,7 +71,7 @@ class Readings:
         reached = self._lowest(np.where(np.isposinf(seen) & self._correct, np.nan, seen), rows)
         return Standing(self.right, self.clean, reached, self._lowest(self._score, rows))
 
-    def images(self, attacks: Collection[str], radius: dict[str, float], *, joint: bool) -> Images:
+    def images(self, attacks: Collection[str], radius: Mapping[str, float], *, joint: bool) -> Images:
         """What the given attacks handed out.
 
         Of several restarts a wrong image counts before a right one; among those the one with the smallest margin, or
