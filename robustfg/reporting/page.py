@@ -7,7 +7,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from robustfg.reporting import evidence
+from robustfg.reporting import detection, evidence
 from robustfg.reporting.figures import accuracy_bars, gallery, shown_map, training_curves
 from robustfg.reporting.table import checks_line, rows_of
 
@@ -30,6 +30,8 @@ def write_page(folder: Path) -> Path:
         gallery=gallery(robustness / "gallery.npz", summary["classes"]),
         shown_map=shown_map(robustness / "gallery.npz"),
         evidence=evidence,
+        detection=detection,
+        joint_curves=detection.joint_curves(summary),
         origin=_origin(folder),
     )
     page = robustness / "report.html"
