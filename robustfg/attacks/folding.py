@@ -18,7 +18,8 @@ from robustfg.attacks.stem import Stem
 from robustfg.types import logits_of
 
 AGREEMENT = 2e-5
-"""Largest difference of logits, relative to their spread, at which the copy is believed."""
+"""Largest difference at which the copy is believed: of logits, relative to their spread, and of detectors' scores,
+relative to themselves."""
 SAMPLES = 4
 """How many images are compared."""
 
@@ -67,10 +68,14 @@ def _fingerprint(model: nn.Module) -> object:
 
 
 def _agree(model: nn.Module, copy: nn.Module, image: Tensor) -> bool:
-    own, theirs = logits_of(model(image)), logits_of(copy(image))
+    answers = model(image), copy(image)
+    own, theirs = map(logits_of, answers)
     if not isinstance(own, Tensor):  # no classifier's answer: the model's own will be refused
         return False
-    return bool((own - theirs).abs().max() <= AGREEMENT * (own.max() - own.min()))
+    if not bool((own - theirs).abs().max() <= AGREEMENT * (own.max() - own.min())):
+        return False
+    scores, others = ({} if isinstance(answer, Tensor) else answer.scores for answer in answers)
+    return all(bool(((score - others[name]).abs() <= AGREEMENT * score.abs()).all()) for name, score in scores.items())
 
 
 def _fold(model: nn.Module, image: Tensor) -> nn.Module | None:
