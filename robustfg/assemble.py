@@ -168,7 +168,8 @@ def detection_of(config: Config, classes: tuple[str, ...]) -> Detection | None:
         trusted = tuple(config.get("trust", ()))
         surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", classes, trusted)
     rest = {key: value for key, value in node.items() if key != "surrogate"}
-    detection = build(rest, option, detectors=detectors, nodes=config["detector"], **surrogate)
+    make = build(rest | {"_partial_": True}, option)  # the nodes are to be kept as they are
+    detection = make(detectors=detectors, nodes=config["detector"], **surrogate)
     assert isinstance(detection, Detection)
     return detection
 
