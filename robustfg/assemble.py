@@ -15,8 +15,10 @@ from robustfg.classifier import Classifier
 from robustfg.config import build, refuse_untrusted_config
 from robustfg.data.annotations import privileged_of
 from robustfg.data.datamodule import DataModule
+from robustfg.detectors import Detector
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
+from robustfg.evaluation.detection import Detection
 from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.losses import Softmax
 from robustfg.models import PublishedBackbone
@@ -127,7 +129,7 @@ def surrogate_of(path: str, option: str, classes: tuple[str, ...], trust: tuple[
 
 def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessEvaluation:
     """The robustness evaluation of ``trainer.test``."""
-    node = {key: value for key, value in config["evaluation"].items() if key != "validation"}
+    node = {key: value for key, value in config["evaluation"].items() if key not in ("validation", "detection")}
     make = build(node | {"_partial_": True}, "evaluation")
     names = {"model": config["model"].get("name"), "loss": "own head", **config["names"]}
     about = {
@@ -142,10 +144,34 @@ def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessE
     data_node = {k: v for k, v in config["data"].items() if k not in loading}
     context = {"data": data_node, "model": config["model"], "head": head}
     evaluation = make(
-        attacks=attacks_of(config, data.classes, data.source.genera), folder=folder, about=about, context=context
-    )
+        attacks=attacks_of(config, data.classes, data.source.genera), folder=folder, about=about, context=context,
+        detection=detection_of(config, data.classes),
+    )  # fmt: skip
     assert isinstance(evaluation, RobustnessEvaluation)
     return evaluation
+
+
+def detectors_of(config: Config) -> dict[str, Detector]:
+    """The chosen detectors by name, not yet fitted."""
+    nodes = config.get("detector") or {}
+    return {name: build(node, f"detector.{name}") for name, node in nodes.items()}
+
+
+def detection_of(config: Config, classes: tuple[str, ...]) -> Detection | None:
+    """What is asked about the chosen detectors; None where none is chosen."""
+    detectors = detectors_of(config)
+    if not detectors:
+        return None
+    node, option = config["evaluation"]["detection"], "evaluation.detection"
+    surrogate: dict[str, Any] = {}
+    if node["surrogate"] is not None:
+        trusted = tuple(config.get("trust", ()))
+        surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", classes, trusted)
+    rest = {key: value for key, value in node.items() if key != "surrogate"}
+    make = build(rest | {"_partial_": True}, option)  # the nodes are to be kept as they are
+    detection = make(detectors=detectors, nodes=config["detector"], **surrogate)
+    assert isinstance(detection, Detection)
+    return detection
 
 
 def validation_of(config: Config, data: DataModule) -> list[pl.Callback]:

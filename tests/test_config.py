@@ -43,6 +43,7 @@ GIVEN = {  # what the program adds to a node
     "loss": {"channels": 4, "num_classes": 3},
     "evaluation": {"attacks": {}, "folder": "."},
     "evaluation.validation": {"attacks": {}},
+    "evaluation.detection": {"detectors": {}, "nodes": {}},
     "attack": {"name": "x"},
     "logger": {"save_dir": "."},
     "unknown": {"known": None},
@@ -75,7 +76,7 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
         if path.startswith("loss.phases.") and path.count(".") == 2:
             arguments["name"] = "the key"
         if path == "evaluation":
-            arguments.pop("validation")
+            arguments = {key: value for key, value in arguments.items() if key not in ("validation", "detection")}
         if path == "data":
             arguments = {key: value for key, value in arguments.items() if key not in OF_THE_SOURCE}
         top = path.split(".")[0]

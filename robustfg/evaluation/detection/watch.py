@@ -1,0 +1,220 @@
+"""The detectors' part in a robustness evaluation: fit, calibrate, attack together, and tell what came of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+from torch import Tensor
+
+from robustfg.attacks import Attack
+from robustfg.data.datamodule import DataModule
+from robustfg.detectors import Fitted, threshold_at
+from robustfg.errors import UserError
+from robustfg.evaluation.checks import Check
+from robustfg.evaluation.checks.probes import DETERMINISM, FINITE_DIFFERENCE, deterministic, finite_difference
+from robustfg.evaluation.detection import checks
+from robustfg.evaluation.detection.attackers import FORCED, SEMI_WHITE_BOX, WHITE_BOX, joint_attacks
+from robustfg.evaluation.detection.calibration import calibrated
+from robustfg.evaluation.detection.half_epsilon import best_known
+from robustfg.evaluation.detection.operating import needed, rejected_of
+from robustfg.evaluation.detection.options import Detection
+from robustfg.evaluation.detection.probes import DIFFERENCE, GRADIENT, slopes
+from robustfg.evaluation.detection.readings import Readings
+from robustfg.evaluation.detection.summary import Attackers, DetectorSummary
+from robustfg.evaluation.detection.watched import WatchedClassifier
+from robustfg.evaluation.measure import LEAST, SCORE, Classify, measure_clean
+from robustfg.evaluation.records import column
+from robustfg.types import Batch
+
+Rows = list[dict[str, Any]]
+
+
+class Unwatched:
+    """An evaluation without detectors.
+
+    Args:
+        classifier: what is evaluated.
+
+    Attributes:
+        judged: what tells the predictions that are recorded.
+        attacks: joint attacks by name.
+        probes: names of the checks that are recorded like attacks and are none.
+        identity: what rows depend on besides weights, samples and attacks.
+    """
+
+    def __init__(self, classifier: Classify) -> None:
+        self.classifier = self.judged = classifier
+        self.attacks: dict[str, Attack] = {}
+        self.probes = [FINITE_DIFFERENCE, DETERMINISM]
+        self.identity: list[object] = []
+
+    def detector(self, attack: str) -> str | None:
+        """Whose least score a joint attack tells; None for others."""
+        return None
+
+    def probe(self, batch: Batch) -> Rows:
+        """Rows of the probes."""
+        behaved = [finite_difference(self.classifier, batch), deterministic(self.classifier, batch)]
+        return self._probed(batch, [FINITE_DIFFERENCE, DETERMINISM], behaved)
+
+    def _probed(self, batch: Batch, names: Sequence[str], behaved: Sequence[Tensor]) -> Rows:
+        """A row of every sample and probe, ``correct`` where it behaved, ``(B,)`` each."""
+        plain = measure_clean(self.judged, batch)[0]
+        told = [(name, zip(plain, found.tolist(), strict=True)) for name, found in zip(names, behaved, strict=True)]
+        return [row | {"attack": name, "correct": good} for name, pairs in told for row, good in pairs]
+
+    def apart(self, table: pa.Table) -> pa.Table:
+        """The rows and columns of the evaluation without detectors."""
+        return table
+
+    def told(
+        self, table: pa.Table, suite: Mapping[str, Any], also: Sequence[str], verdict: str, *, checked: bool
+    ) -> tuple[dict[str, Any], list[Check]]:
+        """What goes into ``summary.json``: blocks, and checks.
+
+        Args:
+            table: all rows.
+            suite: entries of the suite's attacks, as they stand there.
+            also: further attacks on the classifier alone that count in its worst case.
+            verdict: on the evaluation without detectors.
+            checked: whether checks are wanted.
+        """
+        return {}, []
+
+    def write(self, folder: Path) -> None:
+        """Writes what has been learned."""
+
+
+class Watch(Unwatched):
+    """An evaluation with detectors, fitted and calibrated on the way.
+
+    Args:
+        detection: the options.
+        trainer: has the data module and the processes.
+        classifier: what is evaluated.
+        suite: attacks on the classifier alone.
+        about: what else the file of the detectors tells, such as the hash of the weights.
+    """
+
+    def __init__(
+        self, detection: Detection, trainer: pl.Trainer, classifier: pl.LightningModule, suite: Mapping[str, Attack],
+        about: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.data = cast(DataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        if self.data.evaluated != "test":
+            raise UserError("evaluation.split=val cannot be evaluated with detectors, which are calibrated on it")
+        self.detection, self.suite, self.about = detection, dict(suite), dict(about)
+        watched = WatchedClassifier(classifier, detection.detectors)
+        super().__init__(cast(Classify, classifier))
+        self.judged = cast(Classify, watched)
+        self.watched = watched
+        self.calibration = calibrated(watched, trainer, self.data)
+        enough = needed(detection.fpr)
+        if len(self.calibration) < enough:
+            raise UserError(
+                f"evaluation.detection.fpr={detection.fpr:g} needs {enough} validation samples that are classified "
+                f"right, there are {len(self.calibration)} of {self.calibration.considered}; raise it or "
+                "data.val_fraction"
+            )
+        self.threat = next(iter(suite.values())).threat
+        self.by_detector = {name: self._joint(name) for name in watched.detectors}
+        for models in self.by_detector.values():
+            for attacks in models.values():
+                self.attacks |= attacks
+        self.slopes = [kind + name for name in watched.detectors for kind in (GRADIENT, DIFFERENCE)]
+        self.probes = [*self.probes, *self.slopes]
+        splits = self.data.describe()
+        self.splits = {"fit": splits["train"], "calibration": splits["val"], "test": splits["test"]}
+        self.identity = [{name: dict(node) for name, node in detection.nodes.items()}, self.splits]
+
+    def _joint(self, name: str) -> dict[str, dict[str, Attack]]:
+        scores, n = self.calibration.scores[name], len(self.calibration)
+        highest = max(level for level in self.detection.levels if rejected_of(n, level))
+        tau, lowest = threshold_at(scores, self.detection.fpr), threshold_at(scores, highest)
+        return joint_attacks(self.detection, name, self.threat, self.calibration, tau=tau, lowest=lowest)
+
+    def detector(self, attack: str) -> str | None:
+        return attack.split("/")[1] if attack in self.attacks and not attack.startswith(FORCED) else None
+
+    def probe(self, batch: Batch) -> Rows:
+        found = [told for name in self.watched.detectors for told in slopes(self.watched, name, batch)]
+        return super().probe(batch) + self._probed(batch, self.slopes, found)
+
+    def apart(self, table: pa.Table) -> pa.Table:
+        said = [name for name in table.column_names if name.startswith((SCORE, LEAST))]
+        return table.filter(~np.isin(column(table, "attack"), [*self.attacks, *self.slopes])).drop_columns(said)
+
+    def told(
+        self, table: pa.Table, suite: Mapping[str, Any], also: Sequence[str], verdict: str, *, checked: bool
+    ) -> tuple[dict[str, Any], list[Check]]:
+        known = best_known(self.threat, suite, self.detection.half_epsilon, cast("str | None", self.about.get("data")))
+        hygiene = checks.split_hygiene({split: self.data.keys(split).values() for split in ("train", "val", "test")})
+        found, everything = {}, {}
+        for name in self.watched.detectors:
+            attackers = self._attackers(name, also)
+            numbers = self._numbers(table, name, attackers)
+            judged = [hygiene, *self._checks(table, numbers, attackers, known, name)] if checked else []
+            everything[name] = judged
+            found[name] = numbers.as_dict() | {
+                "checks": [check.as_dict() for check in judged],
+                "verdict": checks.detector_verdict(judged, verdict, white_box=WHITE_BOX in attackers.own),
+            }
+        block = {
+            "fpr": self.detection.fpr,
+            "threat": {"norm": self.threat.norm, "epsilon": str(self.threat.epsilon)},
+            "splits": self.splits | {"calibration": {**self.splits["calibration"], "right": len(self.calibration)}},
+            "attacks": {name: dict(attack.shown()) for name, attack in self.attacks.items()},
+            "surrogate": self.detection.surrogate_name or None,
+            "detectors": found,
+        }
+        return {"detection": block}, checks.united(everything)
+
+    def _attackers(self, name: str, also: Sequence[str]) -> Attackers:
+        joint = {model: list(attacks) for model, attacks in self.by_detector[name].items() if model != FORCED}
+        forced = list(self.by_detector[name].get(FORCED, {}))
+        own = {SEMI_WHITE_BOX: list(self.suite), **joint}
+        union = {SEMI_WHITE_BOX: [*self.suite, *also], **joint}
+        if WHITE_BOX in joint:
+            union[WHITE_BOX] = [*dict.fromkeys([name for names in union.values() for name in names]), *forced]
+        radius = {name: attack.threat.radius for name, attack in (self.suite | self.attacks).items()}
+        return Attackers(union, own, SEMI_WHITE_BOX, forced, radius)
+
+    def _numbers(self, table: pa.Table, name: str, attackers: Attackers) -> DetectorSummary:
+        scores = np.sort(self.calibration.scores[name].numpy().astype(float))
+        options = self.detection
+        return DetectorSummary(
+            Readings(table, name), scores, attackers, fpr=options.fpr, levels=options.levels, seed=options.seed
+        )
+
+    def _checks(
+        self, table: pa.Table, numbers: DetectorSummary, attackers: Attackers, known: float | None, name: str
+    ) -> list[Check]:
+        readings, tau = numbers.readings, numbers.tau
+        own = attackers.own.get(WHITE_BOX, [])
+        weaker = [attack for model, names in attackers.joint.items() if model != WHITE_BOX for attack in names]
+        claimed = numbers.claim(WHITE_BOX if own else SEMI_WHITE_BOX)
+        return [
+            checks.detector_graph(table, name),
+            checks.adaptive_dominates(readings, own, weaker, tau),
+            checks.realised_fpr(readings.clean[readings.right], tau, numbers.calibration, self.detection.fpr),
+            checks.half_epsilon(claimed["ci95"][0], known, claimed["n"]),
+        ]
+
+    def write(self, folder: Path) -> None:
+        calibration = {name: scores.sort().values for name, scores in self.calibration.scores.items()}
+        about = self.about | {"fpr": self.detection.fpr, "splits": self.splits}
+        fitted = Fitted(dict(self.detection.detectors), self.detection.nodes, calibration, about)
+        fitted.write(folder / "detectors.pt")
+
+
+def watch_over(
+    detection: Detection | None, trainer: pl.Trainer, classifier: pl.LightningModule, suite: Mapping[str, Attack],
+    about: Mapping[str, Any],
+) -> Unwatched:  # fmt: skip
+    """The detectors' part in an evaluation; arguments as for ``Watch``, ``detection`` None where none is wanted."""
+    if detection is None:
+        return Unwatched(cast(Classify, classifier))
+    return Watch(detection, trainer, classifier, suite, about)
