@@ -80,13 +80,13 @@ def predict(config: dict[str, Any], names: Sequence[str]) -> int:
     Returns:
         The exit status: 0 where all images were classified, 2 where some failed, 1 where all did.
     """
-    # Only now, so that --help and --cfg need none of it.
-    from robustfg.prediction import Tally, opened, writer_of
-
     if config["checkpoint"] is None:
         raise UserError("set checkpoint=…, such as checkpoint=outputs/birds-gm/RUN/checkpoints/best.ckpt")
     if not names:
         raise UserError("no image is named; add files or folders, or - to read paths from stdin")
+    # Only now, so that --help and --cfg need none of it.
+    from robustfg.prediction import Tally, opened, writer_of
+
     writer = writer_of(config["format"], config["to"])
     predictor = load(
         config["checkpoint"],
@@ -105,14 +105,14 @@ def predict(config: dict[str, Any], names: Sequence[str]) -> int:
             for row in predictor(names, sys.stdin.buffer):
                 write(row.cells())
                 tally.count(row)
+        status = tally.status
     except BrokenPipeError:  # the reader has seen enough, such as head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        status = 141
     except KeyboardInterrupt:
-        return 130
-    finally:
-        say(tally.summary())
-    return tally.status
+        status = 130
+    say(tally.summary())
+    return status
 
 
 def load(
@@ -160,7 +160,7 @@ def load(
         transform=assemble.fit_square_of(data),
         thresholds={} if fitted is None else {name: fitted.tau(name, fpr) for name in watching},
         top=top,
-        batch_size=batch_size or data.get("eval_batch_size") or data["batch_size"],
+        batch_size=(data.get("eval_batch_size") or data["batch_size"]) if batch_size is None else batch_size,
         num_workers=min(8, os.cpu_count() or 1) if num_workers is None else num_workers,
         device=device_of(device),
     )

@@ -16,7 +16,7 @@ from rich.text import Text
 from robustfg.errors import UserError
 
 Cell = str | float | bool | None
-WIDTH = 120  # characters of a table that is not shown on a terminal
+WIDTH = 160  # characters of a table that is not shown on a terminal
 
 
 class Writer(ABC):
@@ -84,7 +84,7 @@ class Table(Writer):
         table = RichTable(box=None, expand=True, show_header=False, pad_edge=False)
         for column in self.shown:
             if column == "image":
-                table.add_column(ratio=1, overflow="fold")
+                table.add_column(ratio=1, min_width=20, overflow="fold")
             elif heading(column) == "class":
                 table.add_column(width=16, overflow="fold")
             else:
