@@ -48,6 +48,7 @@ class Root:
     model: Any = MISSING
     loss: Any = None
     attack: Any = MISSING
+    detector: Any = None
     evaluation: Any = MISSING
     trainer: Any = MISSING
     logger: Any = None

@@ -302,3 +302,14 @@ def test_the_suite_for_l1_takes_its_rounds_and_schedules_from_autoattack():
     assert stages["apgd_ce"].larger_first
     assert stages["apgd_t"].larger_first
     assert not stages["square"].rescale_schedule
+
+
+def test_detectors_go_by_their_own_names_and_all_of_them_stand_together():
+    together = plain(composed("train", "detector=all"))["detector"]
+    alone = {path.stem for path in (CONF / "detector").glob("*.yaml")} - {"all", "gm"}
+    assert set(together) == alone
+    assert list(plain(composed("train", "detector=gm"))["detector"]) == ["likelihood", "mahalanobis"]
+    assert plain(composed("train"))["detector"] is None
+    for name, node in together.items():
+        refuse_untrusted(node)
+        assert build(node, f"detector.{name}").fit is not None

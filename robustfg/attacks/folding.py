@@ -93,6 +93,8 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
     def after_convolution(module: nn.Module, inputs: object, output: Tensor) -> None:
         calls[module] = calls.get(module, 0) + 1
         outputs.append(output)
+        if len(module._forward_hooks) > 1:  # someone else listens to it, and would hear the batch norm as well
+            return
         gave[id(output)] = cast(nn.Conv2d, module)
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
