@@ -15,6 +15,7 @@ from robustfg.classifier import Classifier
 from robustfg.config import build, refuse_untrusted_config
 from robustfg.data.annotations import privileged_of
 from robustfg.data.datamodule import DataModule
+from robustfg.data.samples import FitSquare
 from robustfg.detectors import Detector
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
@@ -119,12 +120,24 @@ def surrogate_of(path: str, option: str, classes: tuple[str, ...], trust: tuple[
     place = Path(path).expanduser()
     checkpoint = Checkpoint.read(place / "checkpoints" / "best.ckpt" if place.is_dir() else place, option)
     checkpoint.expect_classes(classes)
+    classifier = restored_of(checkpoint, trust)
+    return {"surrogate": classifier, "surrogate_name": f"{path}, weights {weights_sha256(classifier)[:12]}"}
+
+
+def restored_of(checkpoint: Checkpoint, trust: tuple[str, ...]) -> Classifier:
+    """A checkpoint's classifier with its weights, in eval mode; only what is ours or trusted is instantiated."""
     stored = checkpoint.config
     refuse_untrusted_config(stored, trust)
     model = stored["model"] | {"pretrained": False, "weights": None}  # the file's own weights follow
     classifier = classifier_of(stored | {"model": model}, checkpoint.classes)
     checkpoint.load_into(classifier)
-    return {"surrogate": classifier.eval(), "surrogate_name": f"{path}, weights {weights_sha256(classifier)[:12]}"}
+    return classifier.eval()
+
+
+def fit_square_of(data: Mapping[str, Any]) -> FitSquare:
+    """How a data module of this node brings an image to the size of the network."""
+    given = {key: data[key] for key in ("crop_ratio", "keep_aspect") if key in data}
+    return FitSquare(size=data["image_size"], **given)
 
 
 def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessEvaluation:

@@ -38,7 +38,7 @@ INSTANTIATED = ("data", "model", "loss", "training", "optimizer", "scheduler")
 
 @dataclass
 class Root:
-    """Options of both commands outside the groups; every other key is refused."""
+    """Options of training and evaluation outside the groups; every other key is refused."""
 
     seed: int = MISSING
     run_name: str = MISSING
@@ -77,11 +77,29 @@ class EvaluateRoot(Root):
     trust: list[str] = field(default_factory=list)
 
 
+@dataclass
+class PredictRoot:
+    """Options of ``robustfg.predict``."""
+
+    checkpoint: str | None = None
+    images: list[str] = field(default_factory=list)
+    detectors: str | None = None
+    fpr: float = MISSING
+    top: int = MISSING
+    format: str | None = None
+    to: str | None = None
+    trust: list[str] = field(default_factory=list)
+    device: str = MISSING
+    batch_size: int | None = None
+    num_workers: int | None = None
+
+
 def register_schemas() -> None:
     """Makes the root schemas known to Hydra, with which the primary configs begin, and the resolver they use."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainRoot)
     store.store(name="evaluate_schema", node=EvaluateRoot)
+    store.store(name="predict_schema", node=PredictRoot)
     OmegaConf.register_new_resolver("total_epochs", total_epochs, replace=True)
 
 
