@@ -96,6 +96,43 @@ def test_evaluation_gives_the_numbers_of_training_on_any_number_of_processes(tra
 
 
 @shares_a_run
+def test_detectors_are_judged_alike_on_one_and_two_processes(trained, outputs):
+    """Rows of attacks that depend on the calibrated threshold included; scores agree to rounding."""
+    chosen = [f"+detector.{name}={{_target_:robustfg.detectors.{kind}}}"
+              for name, kind in (("energy", "Energy"), ("mahalanobis", "Mahalanobis"))]  # fmt: skip
+    quick = ["evaluation.checks=0", "evaluation.detection.steps=2", "evaluation.detection.queries=4", "attack=fgsm",
+             "data.max_test_samples=24"]  # fmt: skip
+    ways = {
+        "watched-one": ["data.eval_batch_size=24"],
+        "watched-two": [
+            "data.eval_batch_size=7",
+            "trainer.accelerator=cpu",
+            "trainer.devices=2",
+            "trainer.strategy=ddp",
+        ],
+    }
+    found = []
+    for name, options in ways.items():
+        done = run("evaluate", f"checkpoint={trained.folder / 'checkpoints' / 'best.ckpt'}", f"run_name={name}",
+                   f"output={outputs}", *chosen, *quick, *options)  # fmt: skip
+        assert done.returncode == 0, done.errors
+        assert "Detectors at a false-positive rate of 5 %" in done.output
+        folder = outputs / "evaluations" / name
+        assert (folder / "robustness" / "detectors.pt").exists()
+        summary = json.loads((folder / "robustness" / "summary.json").read_text())
+        found.append((records(folder), summary["detection"]["detectors"]))
+    (one, told_one), (two, told_two) = found
+    for column in ("index", "attack", "restart", "correct"):
+        assert one[column].to_pylist() == two[column].to_pylist(), column
+    for column in ("score/energy", "score/mahalanobis"):
+        pairs = zip(one[column].to_pylist(), two[column].to_pylist(), strict=True)
+        assert max(abs(a - b) / (1 + abs(a)) for a, b in pairs) < 1e-4, column
+    for name, told in told_one.items():
+        for threat, part in told["threats"].items():
+            assert part["joint"]["correct"] == told_two[name]["threats"][threat]["joint"]["correct"]
+
+
+@shares_a_run
 def test_with_a_fixed_batch_one_and_two_processes_find_the_same_perturbations_to_the_last_bit(trained, outputs):
     """Bits are compared through the l2 norm, a float64 sum over the whole perturbation, and what is stored of it."""
     engine = "+attack.pgd_l2.engine={_target_:robustfg.attacks.Engine,fixed_batch:4}"

@@ -126,10 +126,10 @@ def test_both_thresholded_errors_are_their_formulas_sample_by_sample(drawn):
 def test_mcats_error_leaves_out_clean_errors_and_counts_rejected_samples():
     right = np.array([True, True, False, True])
     standing = Standing(
-        right, np.array([1.0, 1.0, 1.0, 9.0]), np.array([np.nan, 0.5, np.nan, np.nan]), np.array([1.0, 0.5, 1.0, 8.0])
+        right, np.array([1.0, 1.0, 1.0, 9.0]), np.array([np.nan, 0.5, np.nan, np.nan]), np.array([1.0, 0.5, 1.0, 1.5])
     )
     calibration = np.full(50, 2.0)
-    assert ccat(standing, calibration)["error"] == 2 / 3  # the wrong clean one and the attacked one of three accepted
+    assert ccat(standing, calibration)["error"] == 2 / 4  # the last one is accepted once it is attacked
     assert mcat_code(standing, calibration)["error"] == 1 / 4
 
 
@@ -160,7 +160,7 @@ def test_of_several_restarts_a_wrong_image_is_handed_out_and_carried_rows_are_sk
 
 def test_forced_rejection_and_rejection_by_size_are_counted_by_hand():
     rows = []
-    for index, (clean, sizes) in enumerate([(0.0, (1.0, 0.1)), (9.0, (0.5, 0.5)), (0.0, (0.0, 2.0))]):
+    for index, (clean, sizes) in enumerate([(0.0, (1.0, 0.1)), (9.0, (0.5, 0.5)), (0.0, (0.0, 0.1))]):
         rows.append(row(index, CLEAN, 0, True, evidence={"score/d": clean}))
         for name, norm in zip("ab", sizes, strict=True):
             rejected = 9.0 if norm in (1.0, 0.1) else 0.0
@@ -170,7 +170,7 @@ def test_forced_rejection_and_rejection_by_size_are_counted_by_hand():
     assert (found["rejected"], found["n"]) == (1, 2)
     strata = by_size(readings, images, tau=1.0)
     assert {border: (part["rejected"], part["n"]) for border, part in strata.items()} == {
-        "0": (1, 3), "0.25": (1, 3), "0.5": (0, 1), "0.75": (0, 0), "1": (1, 2),
+        "0": (1, 3), "0.25": (2, 4), "0.5": (0, 1), "0.75": (0, 0), "1": (1, 1),
     }  # fmt: skip
     assert strata["0.75"]["share"] is None
 

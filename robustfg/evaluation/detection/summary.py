@@ -72,7 +72,17 @@ class DetectorSummary:
         return self._joint(self.standing(threat), self.tau)
 
     def as_dict(self) -> dict[str, Any]:
-        """All numbers; keys are told in ``detection_of``."""
+        """All numbers, as they stand in ``summary.json`` under ``detection.detectors.<name>``.
+
+        - ``tau``: the headline threshold. ``fpr``: the rate asked for, what it is calibrated on, where the true rate
+          lies with 95 % (``expected95``), and the one realised on right clean test images with its Wilson interval.
+        - ``threats``, by threat model: ``joint``, the joint robust accuracy at ``tau`` with its Wilson interval, an
+          interval that redraws test and calibration samples, and how many clean images are right and ``accepted``;
+          ``curve``, the same from rate 0, which is no detector, over all rates but those in ``left_out``, for which
+          there are too few calibration samples; ``ranking`` of the ``successful``, of ``all`` attacked images and of
+          the ``worst_case`` of every sample against the right clean images; ``thresholded_error`` by definition.
+        - ``forced_rejection`` and ``rejection_by_size``, see ``rejection``; over all attackers.
+        """
         everyone = [name for names in self.attackers.own.values() for name in names] + list(self.attackers.forced)
         images = self._images(everyone, joint=True)
         return {
