@@ -131,6 +131,13 @@ class GaussianMixture(LossModule):
             return (output.embedding - self.means[output.logits.argmax(1)]).square().sum(1)
         return -2 * output.logits.amax(1)
 
+    def squared_distances(self, embedding: Tensor) -> Tensor:
+        """(x - mu_k)' Sigma_k^-1 (x - mu_k) for embeddings ``(B, D)`` and every class, ``(B, K)``.
+
+        Chi-square with D degrees of freedom under the own class, if the embedding is as the mixture has it.
+        """
+        return -2 * self.covariance.exponents(embedding, self.means)
+
     def evidence(self, feature_map: Tensor, output: Output) -> dict[str, Tensor]:
         """The class-activation map of the linear layer that the logits are up to a constant of the sample.
 

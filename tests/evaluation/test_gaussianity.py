@@ -1,4 +1,5 @@
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,6 +15,11 @@ from robustfg.evaluation.gaussianity import against_law, gaussianity_of, undone
 from robustfg.evaluation.scatter import scatter_of
 from robustfg.evaluation.separation import Embeddings
 from robustfg.evaluation.symmetry import symmetry_of
+from robustfg.losses.covariance import Identity
+from robustfg.losses.diagonal_covariance import Diagonal
+from robustfg.losses.full_covariance import Full
+from robustfg.losses.gm import GaussianMixture
+from robustfg.losses.priors import Learned
 
 MODULES = (claim, gather, gaussianity, picture, separation)
 
@@ -171,6 +177,21 @@ def test_a_true_claim_holds_and_a_wide_one_does_not():
         assert found["mean_ratio"] == pytest.approx(ratio, rel=0.05)
         assert (found["ks"] < found["ks_chance"]) == (variance == 4)
     assert claimed_law(embeddings, torch.nn.Identity(), torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize("covariance", [Identity, Diagonal, partial(Full, tied=True), Full])
+def test_samples_of_a_gaussian_mixture_are_as_it_claims_whatever_covariance_and_priors_it_has(covariance):
+    torch.manual_seed(0)
+    loss = GaussianMixture(channels=4, num_classes=3, covariance=covariance, priors=Learned)
+    with torch.no_grad():
+        for parameter in loss.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    labels, matrices = torch.arange(3000) % 3, loss.covariance.matrices().detach()
+    own = matrices[labels] if len(matrices) > 1 else matrices.expand(3000, -1, -1)
+    points = torch.distributions.MultivariateNormal(loss.means.detach()[labels], own).sample()
+    found = claimed_law(embeddings_of(points, labels), loss, torch.device("cpu"))
+    assert found["ks"] < found["ks_chance"]
+    assert found["mean_ratio"] == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("d", [2, 5])

@@ -9,6 +9,8 @@ from shards import on_ranks
 from torch import nn
 
 from robustfg.attacks import APGD, Linf
+from robustfg.attacks.acceptance import ScoreOf
+from robustfg.attacks.joint import Accepted
 from robustfg.detectors import Detector, Watched
 from robustfg.evaluation import unknown
 from robustfg.evaluation.open_set import accepted_at, ranking
@@ -16,16 +18,6 @@ from robustfg.evaluation.unknown import Known, measure_unknown, pushed, unknown_
 from robustfg.types import Batch, Output
 
 EPSILON = 0.02
-
-
-class Accepted:  # stands for robustfg.attacks.joint.Accepted
-    name = "accepted"
-
-    def __init__(self, detector, tau):
-        self.detector, self.tau = detector, tau
-
-    def __call__(self, output, label):
-        return self.tau - output.scores[self.detector]
 
 
 class Flat(nn.Module):
@@ -59,7 +51,7 @@ def images(count=23):
 
 def attack(tau, detector="one"):
     climb = APGD(threat=Linf(epsilon=EPSILON), steps=10, random_start=False)
-    return pushed(climb, Accepted(detector, tau), detector)
+    return pushed(climb, Accepted(score=ScoreOf(detector), tau=tau, scale=1.0), detector)
 
 
 def batches(rows, size=5):
