@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -365,7 +366,7 @@ class Sums(torch.nn.Module):
 
 def predictor(**options):
     given = {"classes": ("red", "green"), "detectors": ("red",), "thresholds": {"red": 0.5}}
-    return Predictor(network=Sums(), transform=lambda image: image, **(given | options))
+    return Predictor(network=Sums(), **({"transform": untouched} | given | options))
 
 
 def test_rows_come_while_paths_are_still_being_named(tmp_path):
@@ -412,6 +413,22 @@ def test_answers_that_are_no_numbers_become_errors_and_scores_that_are_none_are_
     assert "not finite" in first.error
     assert second.accepted == {"red": False}
     assert second.cells()["score/red"] is None
+
+
+@pytest.mark.parametrize("place", ["PIL.ImageOps.exif_transpose", "test_predict.untouched"])
+@pytest.mark.parametrize("failure", [MemoryError(), RuntimeError("too large\nfor this machine")])
+def test_an_image_too_large_to_be_read_or_brought_to_size_does_not_stop_the_rest(tmp_path, place, failure):
+    photo(tmp_path / "a.png", 0), photo(tmp_path / "b.png", 1)
+    reader = predictor(transform=lambda image: untouched(image))
+    with mock.patch(place, side_effect=[failure, mock.DEFAULT]) as broken:
+        broken.return_value = Image.new("RGB", (4, 4)) if "PIL" in place else torch.zeros(3, 4, 4, dtype=torch.uint8)
+        first, second = reader([tmp_path])
+    assert first.error.endswith("MemoryError" if isinstance(failure, MemoryError) else "too large")
+    assert second.error is None
+
+
+def untouched(image):
+    return image
 
 
 def test_folders_are_walked_in_the_order_of_their_paths_without_hidden_and_other_files(tmp_path):

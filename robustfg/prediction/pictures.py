@@ -40,9 +40,14 @@ class Pictures(Dataset[Picture]):
         try:
             return Picture(path, network_input(read_image(Path(path)), self.transform), None)
         except UserError as error:
-            return Picture(path, None, str(error.__cause__))
+            return Picture(path, None, reason(error.__cause__ or error))
         except (RuntimeError, MemoryError) as error:  # the image is read but too large to be brought to size
-            return Picture(path, None, f"cannot be brought to size: {str(error).splitlines()[0]}")
+            return Picture(path, None, f"cannot be brought to size: {reason(error)}")
+
+
+def reason(error: BaseException) -> str:
+    """The first line of an error's message, or its kind where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class Pile(NamedTuple):
