@@ -6,14 +6,14 @@ out=${OUT:-outputs}
 quiet="trainer.enable_progress_bar=false output=$out"
 backbone="model.weights=$(realpath "$out")/weights/birds.safetensors"
 rates="loss.phases.joint.lr.backbone=1e-3"
-robust="training=fast training.clean_epochs=0 training.ramp_epochs=6"
-train() { .venv/bin/python -m robustfg.train experiment=accv2020 $quiet "$@"; }
+ramp="training.ramp_epochs=6" # a departure: the protocol attacks at full strength from the first step
+train() { .venv/bin/python -m robustfg.train $quiet "$@"; }
 evaluate() { .venv/bin/python -m robustfg.evaluate $quiet "$@"; }
-train run_name=normal $backbone $rates trainer.max_epochs=24
-train run_name=robust $rates trainer.max_epochs=24 $robust init_from="$out/birds-maxsep/normal/checkpoints/best.ckpt"
-ap="loss=attention_pooling attack=accv2020 optimizer=sgd optimizer.lr=0.02 trainer.max_epochs=12"
+train experiment=accv2020 run_name=normal $backbone $rates trainer.max_epochs=24
+train experiment=accv2020_robust run_name=robust $rates trainer.max_epochs=24 $ramp init_from="$out/birds-maxsep/normal/checkpoints/best.ckpt"
+ap="experiment=accv2020 loss=attention_pooling attack=accv2020 optimizer=sgd optimizer.lr=0.02 trainer.max_epochs=12"
 train $ap run_name=normal $backbone
-train $ap run_name=robust $robust init_from="$out/birds-attention_pooling/normal/checkpoints/best.ckpt" trainer.max_epochs=16
+train $ap run_name=robust training=fast training.clean_epochs=0 $ramp init_from="$out/birds-attention_pooling/normal/checkpoints/best.ckpt" trainer.max_epochs=16
 for stage in normal robust; do
   best=$out/birds-maxsep/$stage/checkpoints/best.ckpt
   evaluate checkpoint=$best loss.head=attention attack=accv2020 run_name=accv-$stage-attention

@@ -9,7 +9,7 @@ from torchvision.datasets import FGVCAircraft
 
 from robustfg.data.annotations import Box, Taxonomy
 from robustfg.data.boxed import CROPPED, BoxedSplit, crops
-from robustfg.data.official import Official, nearest, required, rows
+from robustfg.data.official import Official, nearest, number, rows, text
 from robustfg.errors import UserError
 
 LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
@@ -55,23 +55,24 @@ class Aircraft:
         if download:
             official.fetch(root, lambda above: FGVCAircraft(above, download=True))
         folder = official.place(root, "data/variants.txt")
-        self.classes = tuple(required(folder / "data" / LEVELS[level], folder).read_text().splitlines())
+        self.classes = tuple(text(folder / "data" / LEVELS[level], folder).splitlines())
         self.privileged = CROPPED if cropped else None
         boxes = {}
-        for name, *corners in rows(folder / "data" / "images_box.txt", folder, 5):
-            x1, y1, x2, y2 = map(float, corners)
+        table = folder / "data" / "images_box.txt"
+        for name, *corners in rows(table, folder, 5):
+            x1, y1, x2, y2 = (number(corner, table, float) for corner in corners)
             boxes[name] = Box(x1 - 1, y1 - 1, x2 - x1 + 1, y2 - y1 + 1)  # (1, 1) is the top left, the last included
 
         def split(part: str) -> AircraftSplit:
             path = folder / "data" / f"images_{level}_{part}.txt"
             images = _labels(folder, level, part)
             if unboxed := images.keys() - boxes.keys():
-                raise UserError(f"{folder / 'data' / 'images_box.txt'} has no row for the image {min(unboxed)}")
+                raise UserError(f"{table} has no row for the image {min(unboxed)}")
             files = [f"data/images/{name}.jpg" for name in images]
-            number = {name: label for label, name in enumerate(self.classes)}
-            if unknown := set(images.values()) - number.keys():
+            known = {name: label for label, name in enumerate(self.classes)}
+            if unknown := set(images.values()) - known.keys():
                 raise UserError(f"{path} names the class {min(unknown)}, which {LEVELS[level]} does not")
-            labels = np.array([number[name] for name in images.values()], np.int64)
+            labels = np.array([known[name] for name in images.values()], np.int64)
             return AircraftSplit(folder, files, labels, [boxes[name] for name in images], cropped)
 
         self.train, self.test = split("train" if official_val else "trainval"), split("test")

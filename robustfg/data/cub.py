@@ -1,7 +1,7 @@
 """CUB-200-2011: photographs of 200 bird species with boxes, part locations and segmentations."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from torchvision.datasets.utils import download_and_extract_archive
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.boxed import CROPPED, KeypointSplit, crops
 from robustfg.data.files import read_image
-from robustfg.data.official import Official, labelled, nearest
+from robustfg.data.official import Official, labelled, nearest, text
 from robustfg.data.visipedia import Visipedia
 from robustfg.errors import UserError
 
@@ -88,9 +88,14 @@ class SegmentedSplit(KeypointSplit):
 
     def mask(self, position: int) -> NDArray[np.bool_]:
         """The bird, ``(H, W)``, where most annotators saw it, in the image that ``image`` returns."""
-        path = self.masks / Path(self.keys[position]).relative_to("images").with_suffix(".png")
-        votes = read_image(path, upright=False)[..., 0]
+        votes = read_image(self._segmentation(self.keys[position]), upright=False)[..., 0]
         return self.framed(votes >= MAJORITY, position)
+
+    def companions(self) -> Iterator[Path]:
+        return map(self._segmentation, self.keys)
+
+    def _segmentation(self, key: str) -> Path:
+        return self.masks / Path(key).relative_to("images").with_suffix(".png")
 
 
 def _with_masks(split: KeypointSplit, masks: Path | None) -> KeypointSplit:
@@ -99,8 +104,7 @@ def _with_masks(split: KeypointSplit, masks: Path | None) -> KeypointSplit:
     return SegmentedSplit(**{field.name: getattr(split, field.name) for field in fields(split)}, masks=masks)
 
 
-def _download(root: Path) -> None:
-    above = root.parent if root.name == CUB.folder else root
+def _download(above: Path) -> None:
     for name, (url, md5) in ARCHIVES.items():
         if not ((above / name).exists() or (above / CUB.folder / name).exists()):
             download_and_extract_archive(url, str(above), md5=md5)
@@ -123,8 +127,7 @@ def _common_name(name: str) -> str:
 def _taxonomy(path: Path, names: Sequence[str]) -> Taxonomy:
     if not path.exists():
         return {"group": tuple(_common_name(name).split()[-1] for name in names)}
-    with path.open(newline="", encoding="utf-8") as file:
-        lines = {row.get("class", ""): row for row in csv.DictReader(file)}
+    lines = {row.get("class", ""): row for row in csv.DictReader(text(path, path.parent).splitlines())}
     levels = ["genus", "family"] if any(row.get("family") for row in lines.values()) else ["genus"]
     taxonomy: dict[str, tuple[str, ...]] = {}
     for level in levels:

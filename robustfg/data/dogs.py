@@ -1,5 +1,6 @@
 """Stanford Dogs: photographs of 120 breeds from ImageNet, with boxes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -67,16 +68,20 @@ class DogSplit(BoxedSplit):
 
     def stored_box(self, position: int) -> Box:
         """The smallest box around all annotated dogs, in the stored image."""
-        path = self.root / Path("Annotation", *Path(self.keys[position]).parts[1:]).with_suffix("")
+        path = self._annotation(self.keys[position])
         try:
-            found = ElementTree.parse(required(path, self.root)).iter("bndbox")
+            found = ElementTree.parse(path).iter("bndbox")
             corners = np.array([[float(box.findtext(side, "")) for side in CORNERS] for box in found]).reshape(-1, 4)
             (left, top), (right, bottom) = corners[:, :2].min(0).tolist(), corners[:, 2:].max(0).tolist()
-        except UserError:
-            raise
         except (ElementTree.ParseError, ValueError) as error:
             raise UserError(f"{path} is no annotation with boxes ({error}); unpack annotation.tar again") from error
         return Box(left, top, right - left, bottom - top)
+
+    def companions(self) -> Iterator[Path]:
+        return map(self._annotation, self.keys)
+
+    def _annotation(self, key: str) -> Path:
+        return self.root / Path("Annotation", *Path(key).parts[1:]).with_suffix("")
 
 
 def _breeds(files: dict[str, list[str]], numbers: dict[str, list[int]], folder: Path) -> dict[int, str]:

@@ -1,6 +1,6 @@
 """Splits whose images lie in files, and how such a file is read."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,3 +50,7 @@ class FileSplit:
             raise UserError(
                 f"data.root={self.root}: the image {error.filename} is missing; unpack the archive again"
             ) from error
+
+    def companions(self) -> Iterator[Path]:
+        """Every file that is read beside the images, such as masks; none by default."""
+        return iter(())

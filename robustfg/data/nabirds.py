@@ -5,7 +5,7 @@ from pathlib import Path
 
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.boxed import CROPPED, crops
-from robustfg.data.official import Official, labelled, nearest, rows
+from robustfg.data.official import Official, labelled, nearest, number, rows
 from robustfg.data.visipedia import Visipedia
 from robustfg.errors import UserError
 
@@ -53,27 +53,27 @@ class NABirds:
 
 def _refuse_mismatched_folders(tables: Visipedia, path: Path) -> None:
     """Images lie in folders named by their class number, which tells labels that are off by one."""
-    for image, number in zip(tables.paths.values(), tables.class_numbers, strict=True):
-        if int(image.split("/")[0]) != number:
-            raise UserError(f"{path} gives {image} the class {number}, which its folder denies")
+    for image, known in zip(tables.paths.values(), tables.class_numbers, strict=True):
+        if image.split("/")[0] != f"{known:04d}":
+            raise UserError(f"{path} gives {image} the class {known}, which its folder denies")
 
 
 def _taxonomy(numbers: list[int], names: Mapping[int, str], folder: Path) -> Taxonomy:
     path = folder / "hierarchy.txt"
-    above = {int(child): int(parent) for child, parent in rows(path, folder, 2)}
+    above = {number(child, path): number(parent, path) for child, parent in rows(path, folder, 2)}
 
-    def ancestors(number: int) -> Iterator[int]:
+    def ancestors(node: int) -> Iterator[int]:
         """Nodes above, the nearest first, without the root."""
-        seen = {number}
-        while number in above:
-            number = above[number]
-            if number in seen or number not in names:
-                raise UserError(f"{path}: the node {number} is above itself or has no name in classes.txt")
-            seen.add(number)
-            if number in above:
-                yield number
+        seen = {node}
+        while node in above:
+            node = above[node]
+            if node in seen or node not in names:
+                raise UserError(f"{path}: the node {node} is above itself or has no name in classes.txt")
+            seen.add(node)
+            if node in above:
+                yield node
 
-    lines = [list(ancestors(number)) or [number] for number in numbers]
+    lines = [list(ancestors(node)) or [node] for node in numbers]
     return {
         "parent": tuple(names[line[0]] for line in lines),
         "group": tuple(names[line[-1]] for line in lines),

@@ -1,9 +1,10 @@
 """What all readers of published data sets share: finding the folder, reading tables, and checking against the paper."""
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,8 @@ from scipy.io.matlab import MatReadError
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.files import FileSplit
 from robustfg.errors import UserError
+
+Number = TypeVar("Number", int, float)
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,15 @@ class Official:
         )
 
     def fetch(self, root: str | None, get: Callable[[Path], object]) -> None:
-        """Downloads into ``root`` by ``get``, which leaves alone what is there. Failures become ``UserError``."""
+        """Downloads by ``get`` into ``root``, or above it where ``root`` is the data set's own folder.
+
+        What is there is left alone by ``get``. Failures become ``UserError``.
+        """
         if root is None:
             raise UserError(f"data.root is not set; it must name the folder that shall hold {self.name}")
         above = Path(root).expanduser()
+        if above.name == self.folder:
+            above = above.parent
         try:
             get(above)
         except (RuntimeError, OSError, ValueError) as error:
@@ -56,7 +64,7 @@ class Official:
             ) from error
 
     def check(self, root: Path, classes: Sequence[str], splits: Mapping[str, FileSplit], *, whole: bool) -> None:
-        """Raises ``UserError`` unless all images are there, none is in two splits, and their numbers are official.
+        """Raises ``UserError`` unless all files are there, no image is in two splits, and their numbers are official.
 
         Args:
             root: the folder, for messages.
@@ -84,7 +92,9 @@ class Official:
                         f"{self.archive} again, or set data.expect_official=false for a part of it"
                     )
         for split in splits.values():
-            _ = split.sizes  # looks for every file
+            _ = split.sizes  # looks for every image
+            for path in split.companions():
+                required(path, root)
 
 
 def nearest(taxonomy: Taxonomy) -> tuple[str, ...] | None:
@@ -95,19 +105,40 @@ def nearest(taxonomy: Taxonomy) -> tuple[str, ...] | None:
 def required(path: Path, root: Path) -> Path:
     """The path, if it is there."""
     if not path.exists():
-        raise UserError(f"data.root={root}: {path.relative_to(root)} is missing; unpack the archive again")
+        raise UserError(f"data.root={root}: {os.path.relpath(path, root)} is missing; unpack the archive again")
     return path
 
 
 def rows(path: Path, root: Path, fields: int) -> Iterator[list[str]]:
     """Rows of a table whose fields are separated by blanks; the last one takes the rest of the line."""
-    with required(path, root).open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            row = line.strip().split(maxsplit=fields - 1)
-            if len(row) == fields:
-                yield row
-            elif row:
-                raise UserError(f"{path}, line {number}: expected {fields} fields, got {line.strip()[:60]!r}")
+    for place, line in enumerate(text(path, root).splitlines(), 1):
+        row = line.strip().split(maxsplit=fields - 1)
+        if len(row) == fields:
+            yield row
+        elif row:
+            raise UserError(f"{path}, line {place}: expected {fields} fields, got {line.strip()[:60]!r}")
+
+
+def text(path: Path, root: Path) -> str:
+    """Content of a text file, with or without a byte order mark."""
+    try:
+        return required(path, root).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged ({error}); unpack the archive again") from error
+
+
+def number(field: str, path: Path, kind: Callable[[str], Number] = int) -> Number:
+    """The number in a table's field.
+
+    Args:
+        field: what stands there.
+        path: the table, for messages.
+        kind: ``int`` or ``float``.
+    """
+    try:
+        return kind(field)
+    except ValueError as error:
+        raise UserError(f"{path}: {field[:60]!r} is no number; unpack the archive again") from error
 
 
 def labelled(ids: Sequence[int], known: Mapping[int, int], path: Path) -> NDArray[np.int64]:

@@ -1,5 +1,6 @@
 """Oxford-IIIT Pet: photographs of 37 breeds of cats and dogs, with trimaps."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torchvision.datasets import OxfordIIITPet
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.boxed import StoredSplit
 from robustfg.data.files import read_image
-from robustfg.data.official import Official, labelled, nearest, rows
+from robustfg.data.official import Official, labelled, nearest, number, rows
 from robustfg.errors import UserError
 
 PETS = Official(
@@ -43,18 +44,18 @@ class Pets:
         lines = {name: list(rows(path, folder, 4)) for name, path in tables.items()}  # image, class, species, breed
         breeds: dict[int, tuple[str, str]] = {}
         for name, path in tables.items():
-            for image, number, species, _ in lines[name]:
+            for image, field, species, _ in lines[name]:
                 told = (image.rpartition("_")[0].replace("_", " "), SPECIES.get(species, ""))
-                if not told[1] or breeds.setdefault(int(number), told) != told:
-                    raise UserError(f"{path} gives {image} the class {number} and the species {species}")
-        known = {number: label for label, number in enumerate(sorted(breeds))}
-        self.classes = tuple(breeds[number][0] for number in known)
-        self.taxonomy: Taxonomy = {"species": tuple(breeds[number][1] for number in known)}
+                if not told[1] or breeds.setdefault(number(field, path), told) != told:
+                    raise UserError(f"{path} gives {image} the class {field} and the species {species}")
+        known = {breed: label for label, breed in enumerate(sorted(breeds))}
+        self.classes = tuple(breeds[breed][0] for breed in known)
+        self.taxonomy: Taxonomy = {"species": tuple(breeds[breed][1] for breed in known)}
         self.genera = nearest(self.taxonomy)
 
         def split(name: str) -> StoredSplit:
             keys = [f"images/{image}.jpg" for image, *_ in lines[name]]
-            labels = labelled([int(number) for _, number, *_ in lines[name]], known, tables[name])
+            labels = labelled([int(field) for _, field, *_ in lines[name]], known, tables[name])
             trimaps = (folder / "annotations" / "trimaps").is_dir()
             return (TrimapSplit if trimaps else StoredSplit)(folder, keys, labels)
 
@@ -69,6 +70,11 @@ class TrimapSplit(StoredSplit):
 
     def mask(self, position: int) -> NDArray[np.bool_]:
         """The animal without its border, ``(H, W)``."""
-        name = Path(self.keys[position]).with_suffix(".png").name
-        trimap = read_image(self.root / "annotations" / "trimaps" / name, upright=False)
+        trimap = read_image(self._trimap(self.keys[position]), upright=False)
         return np.equal(trimap[..., 0], FOREGROUND)
+
+    def companions(self) -> Iterator[Path]:
+        return map(self._trimap, self.keys)
+
+    def _trimap(self, key: str) -> Path:
+        return self.root / "annotations" / "trimaps" / Path(key).with_suffix(".png").name

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from robustfg.data.annotations import Box
 from robustfg.data.boxed import KeypointSplit
-from robustfg.data.official import rows
+from robustfg.data.official import number, rows
 from robustfg.errors import UserError
 
 
@@ -27,12 +27,14 @@ class Visipedia:
     @cached_property
     def classes(self) -> dict[int, str]:
         """Name of every class by number."""
-        return {int(number): name for number, name in rows(self.root / "classes.txt", self.root, 2)}
+        path = self.root / "classes.txt"
+        return {number(field, path): name for field, name in rows(path, self.root, 2)}
 
     @cached_property
     def class_numbers(self) -> list[int]:
         """Class number of every image, as in image_class_labels.txt."""
-        return [int(number) for (number,) in self._table("image_class_labels.txt", 1)]
+        path = self.root / "image_class_labels.txt"
+        return [number(field, path) for (field,) in self._table(path.name, 1)]
 
     @cached_property
     def training(self) -> NDArray[np.bool_]:
@@ -45,7 +47,8 @@ class Visipedia:
     @cached_property
     def boxes(self) -> list[Box]:
         """Bounding box of every image, in pixels of the stored image."""
-        return [Box(*map(float, row)) for row in self._table("bounding_boxes.txt", 4)]
+        path = self.root / "bounding_boxes.txt"
+        return [Box(*(number(field, path, float) for field in row)) for row in self._table(path.name, 4)]
 
     @cached_property
     def part_names(self) -> tuple[str, ...]:
@@ -55,16 +58,15 @@ class Visipedia:
     @cached_property
     def points(self) -> NDArray[np.float32]:
         """``(N, parts, 2)``: x and y in the stored image; NaN where a part is not visible."""
-        path = self.root / "parts" / "part_locs.txt"
+        names, path = self.root / "parts" / "parts.txt", self.root / "parts" / "part_locs.txt"
         place = {image: position for position, image in enumerate(self.paths)}
-        numbers = [int(number) for number, _ in rows(self.root / "parts" / "parts.txt", self.root, 2)]
-        column = {number: position for position, number in enumerate(numbers)}
+        column = {number(part, names): position for position, (part, _) in enumerate(rows(names, self.root, 2))}
         points = np.full((len(place), len(column), 2), np.nan, np.float32)
         for image, part, x, y, visible in rows(path, self.root, 5):
-            if image not in place or int(part) not in column:
+            if image not in place or number(part, path) not in column:
                 raise UserError(f"{path}: image {image}, part {part} is not in images.txt and parts.txt")
             if visible == "1":
-                points[place[image], column[int(part)]] = float(x), float(y)
+                points[place[image], column[int(part)]] = number(x, path, float), number(y, path, float)
         return points
 
     def split(self, training: bool, labels: NDArray[np.int64], cropped: bool) -> KeypointSplit:

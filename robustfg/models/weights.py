@@ -55,35 +55,36 @@ def _create(name: str, **arguments: Any) -> nn.Module:
 
 
 def _from_file(name: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
-    """Loads through timm, which converts layouts and resizes position embeddings; refuses a file that fits nothing."""
+    """Loads through timm, which converts layouts and resizes position embeddings; every tensor must come from the file.
+
+    timm passes over tensors that a file lacks. A second network, loaded from the same tensors filled with NaN, tells
+    them: whatever is still a number there did not come from the file.
+    """
     if not path.is_file():
         raise UserError(f"model.weights={path}: no such file")
     if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise UserError(f"model.weights={path}: need a .safetensors or .pth file")
-    overlay = {"file": str(path), "hf_hub_id": None, "url": "", "custom_load": False}
+    source = {"file": str(path), "hf_hub_id": None, "url": "", "custom_load": False}
     if arguments.get("num_classes"):  # the file's own last layer is wanted, whatever its size
-        overlay["num_classes"] = arguments["num_classes"]
-    fresh = _seeded(name, pretrained=False, **arguments)
-    try:
-        loaded = _seeded(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
-    except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"model.weights={path} does not hold weights of {name}: {' '.join(lines)[:300]}") from error
-    untouched = [
-        key
-        for (key, value), start in zip(loaded.named_parameters(), fresh.parameters(), strict=True)
-        if value.dim() > 1 and torch.equal(value, start)
+        source["num_classes"] = arguments["num_classes"]
+    with torch.random.fork_rng(devices=[]):
+        try:
+            loaded = _create(name, pretrained=True, pretrained_cfg_overlay=source, **arguments)
+            blank = {
+                key: torch.full_like(value, torch.nan) if value.is_floating_point() else value
+                for key, value in timm.models.load_state_dict(str(path)).items()
+            }
+            probe = _create(name, pretrained=True, pretrained_cfg_overlay=source | {"state_dict": blank}, **arguments)
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise UserError(f"model.weights={path} does not hold weights of {name}: {' '.join(lines)[:300]}") from error
+    missing = [
+        key for key, value in probe.state_dict().items() if value.is_floating_point() and not value.isnan().any()
     ]
-    if untouched:
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         raise UserError(
-            f"model.weights={path} has no weights for {len(untouched)} tensors of {name}, {untouched[0]} the first; "
-            "the file's names must be timm's"
+            f"model.weights={path} lacks tensors of {name}: {', '.join(missing[:3])}{more}; the file's names must be "
+            "timm's"
         )
     return loaded
-
-
-def _seeded(name: str, **arguments: Any) -> nn.Module:
-    """Two calls start from the same random weights, so what differs after loading came from the file."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7351)
-        return _create(name, **arguments)

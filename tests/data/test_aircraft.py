@@ -106,5 +106,9 @@ def test_an_unknown_variant_an_unboxed_image_and_an_odd_level_are_told(folder):
 
 
 def test_the_download_is_torchvisions(tmp_path, monkeypatch):
-    monkeypatch.setattr(FGVCAircraft, "_download", lambda reader: build_aircraft(tmp_path))
-    assert len(read(tmp_path, download=True).train.labels) == 12
+    asked = []
+    monkeypatch.setattr(FGVCAircraft, "_download", lambda reader: asked.append(reader.root))
+    folder = build_aircraft(tmp_path)
+    for root in (tmp_path, folder):
+        assert len(read(root, download=True).train.labels) == 12
+    assert asked == [tmp_path] * 2

@@ -119,6 +119,15 @@ def test_segmentations_are_used_where_they_are(tmp_path, beside):
     assert np.array_equal(cut, mask[5:11, 4:16])
 
 
+@pytest.mark.parametrize("crop", [None, "box"])
+def test_a_missing_segmentation_is_named_at_once(tmp_path, crop):
+    folder = build_cub(tmp_path, segmentations=True)
+    path = tmp_path / "segmentations" / CUB_CLASSES[2] / "Sooty_Albatross_0000_62.png"
+    path.unlink()
+    with pytest.raises(UserError, match=rf"data\.root={re.escape(str(folder))}: .*{path.name} is missing"):
+        read(folder, crop=crop)
+
+
 def test_without_segmentations_no_mask_is_promised(folder):
     assert not isinstance(read(folder).test, WithMask)
     assert isinstance(read(build_cub(folder.parent / "other", segmentations=True)).test, WithMask)
@@ -194,6 +203,37 @@ def test_an_image_without_a_row_and_a_row_without_its_fields_are_told(folder):
     replace_line(folder / "bounding_boxes.txt", 4, None)
     with pytest.raises(UserError, match=r"bounding_boxes\.txt has no row for image 5"):
         read(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        *(("classes.txt", "x 002.Laysan_Albatross"), ("image_class_labels.txt", "2 one")),
+        *(("bounding_boxes.txt", "2 4.0 5.0 wide 6.0"), ("parts/parts.txt", "2nd beak")),
+        *(("parts/part_locs.txt", "1 second 0.0 0.0 0"), ("parts/part_locs.txt", "1 2 0.0 0,0 1")),
+    ],
+)
+def test_a_field_that_is_no_number_is_told_with_its_table(folder, name, line):
+    replace_line(folder / name, 1, line)
+    with pytest.raises(UserError, match=rf"{re.escape(str(folder / name))}: '.*' is no number"):
+        read(folder)
+
+
+@pytest.mark.parametrize("name", ["images.txt", "classes.txt", "parts/part_locs.txt", "taxonomy.csv"])
+def test_a_table_that_is_no_text_is_told(folder, name):
+    (folder / name).write_bytes(b"1 \xff\xfe\n")
+    with pytest.raises(UserError, match=rf"{re.escape(str(folder / name))} is damaged"):
+        read(folder)
+
+
+def test_tables_with_a_byte_order_mark_are_read(folder):
+    put_text(folder / "taxonomy.csv", "class,genus", *(f"{name},g" for name in CUB_CLASSES))
+    plain = read(folder)
+    for name in ("images.txt", "classes.txt", "bounding_boxes.txt", "parts/parts.txt", "taxonomy.csv"):
+        (folder / name).write_bytes(b"\xef\xbb\xbf" + (folder / name).read_bytes())
+    marked = read(folder)
+    assert (marked.classes, marked.taxonomy) == (plain.classes, {"genus": ("g",) * 4})
+    assert marked.train.keypoints(0) == plain.train.keypoints(0)
 
 
 def test_odd_crops_and_roots_are_refused_by_name(folder, tmp_path):

@@ -92,6 +92,10 @@ def test_a_picture_is_turned_as_its_exif_data_say(folder):
 
 
 def test_the_download_is_torchvisions(tmp_path, monkeypatch):
-    monkeypatch.setattr(Flowers102, "download", lambda reader: build_flowers(tmp_path))
+    asked = []
+    monkeypatch.setattr(Flowers102, "download", lambda reader: asked.append(reader.root))
     monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda path, md5=None: True)
-    assert len(read(tmp_path, download=True).val.labels) == 3
+    folder = build_flowers(tmp_path)
+    for root in (tmp_path, folder):
+        assert len(read(root, download=True).val.labels) == 3
+    assert asked == [tmp_path] * 2

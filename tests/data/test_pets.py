@@ -59,7 +59,13 @@ def test_the_counts_of_the_paper_are_expected(folder):
         Pets(root=str(folder))
 
 
-@pytest.mark.parametrize("name", ["annotations/trainval.txt", "annotations/test.txt", "images/Maine_Coon_2.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("annotations/trainval.txt", "annotations/test.txt", "images/Maine_Coon_2.jpg"),
+        "annotations/trimaps/Maine_Coon_2.png",
+    ],
+)
 def test_missing_files_are_named_with_the_root(folder, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=rf"data\.root={re.escape(str(folder))}.*{name}"):
@@ -85,5 +91,9 @@ def test_a_test_image_among_the_training_images_is_told(folder):
 
 
 def test_the_download_is_torchvisions(tmp_path, monkeypatch):
-    monkeypatch.setattr(OxfordIIITPet, "_download", lambda reader: build_pets(tmp_path))
-    assert len(read(tmp_path, download=True).train.labels) == 6
+    asked = []
+    monkeypatch.setattr(OxfordIIITPet, "_download", lambda reader: asked.append(reader.root))
+    folder = build_pets(tmp_path)
+    for root in (tmp_path, folder):
+        assert len(read(root, download=True).train.labels) == 6
+    assert asked == [tmp_path] * 2

@@ -221,12 +221,27 @@ def test_weights_of_another_network_are_refused(tmp_path, other):
     assert "test_resnet" in refused(stored(tmp_path / "w.safetensors", trained(other)))
 
 
-def test_weights_that_lack_a_tensor_are_refused(tmp_path):
+@pytest.mark.parametrize("lacking", ["layer4.0.conv1.weight", "layer1.0.bn1.running_mean", "layer2.0.bn1.weight"])
+def test_weights_that_lack_a_tensor_are_refused_by_its_name(tmp_path, lacking):
     network = trained("test_resnet")
     state = network.state_dict()
-    del state["layer4.0.conv1.weight"]
+    del state[lacking]
     torch.save(state, tmp_path / "w.pth")
-    assert "layer4.0.conv1.weight" in refused(tmp_path / "w.pth")
+    assert f"lacks tensors of test_resnet: {lacking};" in refused(tmp_path / "w.pth")
+
+
+def test_weights_without_batch_norm_statistics_are_refused(tmp_path):
+    state = {key: value for key, value in trained("test_resnet").state_dict().items() if "running_" not in key}
+    torch.save(state, tmp_path / "w.pth")
+    assert "running_mean" in refused(tmp_path / "w.pth")
+
+
+def test_weights_without_counts_of_batches_and_without_classifier_are_enough(tmp_path):
+    network = trained("test_resnet")
+    state = {key: v for key, v in network.state_dict().items() if "num_batches" not in key and not key.startswith("fc")}
+    torch.save(state, tmp_path / "w.pth")
+    backbone = Backbone(name="test_resnet", image_size=160, weights=str(tmp_path / "w.pth"))
+    assert torch.equal(backbone.network.conv1[0].weight, network.conv1[0].weight)
 
 
 def test_weights_under_foreign_names_are_refused(tmp_path):
