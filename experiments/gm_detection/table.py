@@ -1,4 +1,4 @@
-"""Prints detection results of evaluations as a Markdown table: python experiments/gm_detection/table.py FOLDER [FOLDER ...]."""
+"""Prints detection results of evaluations as a Markdown table: table.py FOLDER [FOLDER ...]."""
 
 import json
 import sys
