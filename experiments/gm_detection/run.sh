@@ -17,7 +17,7 @@ birds="data=birds model.weights=$(realpath "$backbone") optimizer.lr=0.02"
 train() { .venv/bin/python -m robustfg.train $quiet test=false "$@"; }
 evaluate() { # data, folder, detectors
   .venv/bin/python -m robustfg.evaluate $quiet checkpoint="$out/$1/checkpoints/best.ckpt" run_name="detection-${1//\//-}" "detector=$2" \
-    data.max_test_samples=96 evaluation.checks=32 evaluation.detection.steps=50 evaluation.detection.queries=500 "${@:3}"
+    data.max_test_samples=96 evaluation.checks=32 evaluation.detection.steps=30 evaluation.detection.queries=300 "${@:3}"
 }
 if [[ ${PART:-train} == train ]]; then
   for loss in softmax gm; do
