@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from robustfg.evaluation.regions import KEYPOINTS, Regions
+from robustfg.models.attention import is_dead
 
 THRESHOLD = 0.5
 """A map covers the positions where it reaches this share of its maximum."""
@@ -49,7 +50,7 @@ def sizes(regions: Regions) -> dict[str, Tensor]:
 
 def _measure(cells: Tensor, regions: Regions) -> dict[str, Tensor]:
     cells = cells.double()
-    dead = ~(cells.isfinite().all(2).all(1) & (cells.amax((1, 2)) > 0))
+    dead = is_dead(cells)
     found = {"dead": dead.double()}
     if not regions.near:
         return found

@@ -12,6 +12,7 @@ from robustfg.evaluation.records import CLEAN, column
 from robustfg.evaluation.statistics import counted
 
 Taxonomy = Mapping[str, Sequence[str]]
+Ids = NDArray[np.int64]
 
 
 def errors_by_taxonomy(
@@ -36,18 +37,19 @@ def errors_by_taxonomy(
     """
     attacks = list(attacks)
     asked = {CLEAN: [CLEAN], **{name: [name] for name in attacks}, "worst_case": [CLEAN, *attacks, *also]}
-    return {
-        level: {name: _errors(table, np.asarray(groups), rows) for name, rows in asked.items()}
-        for level, groups in taxonomy.items()
-    }
+    found = {}
+    for level, groups in taxonomy.items():
+        _, group, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+        found[level] = {name: _errors(table, group, sizes, rows) for name, rows in asked.items()}
+    return found
 
 
-def _errors(table: pa.Table, groups: NDArray[np.str_], attacks: Iterable[str]) -> dict[str, Any]:
+def _errors(table: pa.Table, group: Ids, sizes: Ids, attacks: Iterable[str]) -> dict[str, Any]:
+    """Of one level: the number of every class's group ``(K,)``, and how many classes every group has."""
     label, prediction = column(table, "label"), column(table, "prediction")
-    same = groups[label] == groups[prediction]
+    same = group[label] == group[prediction]
     worst = worst_rows(table, attacks)
     wrong = worst[prediction[worst] != label[worst]]
-    siblings = (groups[:, None] == groups).sum(1) - 1
     errors, inside = len(wrong), int(same[wrong].sum())
     held = held_per_sample(table, attacks, same)
     return {
@@ -55,6 +57,6 @@ def _errors(table: pa.Table, groups: NDArray[np.str_], attacks: Iterable[str]) -
         "inside": inside,
         "outside": errors - inside,
         "share_inside": inside / errors if errors else None,
-        "expected_inside": float((siblings[label[wrong]] / (len(groups) - 1)).mean()) if errors else None,
+        "expected_inside": float(((sizes[group[label[wrong]]] - 1) / (len(group) - 1)).mean()) if errors else None,
         "held": counted(int(held.sum()), len(held)),
     }

@@ -36,5 +36,5 @@ class AttentionPooling(LossModule):
         return Output(logits=logits, embedding=feature_map.mean((2, 3)), maps=maps)
 
     def loss(self, output: Output, label: Tensor) -> dict[str, Tensor]:
-        dead = is_dead(output.maps["attention"].detach()).float().mean()
+        dead = is_dead(output.maps["attention"]).float().mean()
         return {"loss": F.cross_entropy(output.logits, label), "dead_maps": dead}

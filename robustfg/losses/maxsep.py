@@ -18,7 +18,8 @@ class MaximalSeparation(LossModule):
 
     L = CE(prototype head) + attention * CE(attention head) + cluster * C - separation * S + l1 * |off-class weights|,
     with C (S) the mean over batch and positions of attention times the squared distance to the nearest prototype of the
-    true class (of another class).
+    true class (of another class). ``dead_maps`` and ``dead_weighing_maps`` are the shares of samples whose map for the
+    prediction, or for C and S, is nowhere positive.
 
     The defaults repair the released code, which is ``conf/loss/maxsep_released.yaml``.
 
@@ -97,7 +98,9 @@ class MaximalSeparation(LossModule):
         return Output(logits=heads[self.head], embedding=seen.latent.mean((2, 3)), heads=heads, maps=maps)
 
     def loss(self, output: Output, label: Tensor) -> dict[str, Tensor]:
-        weight = self._weight(output, label)
+        weighing = self._weighing_map(output, label)
+        weight = weighing.mean(0, keepdim=True) if self.attention_over_batch else weighing
+        weight = weight.detach() if self.detach_attention else weight
         own, other = separation(output.maps["class_distance"], label)
         terms = {
             "classification": F.cross_entropy(output.heads["prototype"], label),
@@ -108,7 +111,8 @@ class MaximalSeparation(LossModule):
         }
         weights = self.coefficients | {"classification": 1.0, "separation": -self.coefficients["separation"]}
         total = sum((weights[name] * term for name, term in terms.items()), own.new_zeros(()))
-        return {"loss": total, **terms, "dead_maps": is_dead(output.maps["attention"].detach()).float().mean()}
+        dead = {"dead_maps": output.maps["attention"], "dead_weighing_maps": weighing}
+        return {"loss": total, **terms} | {name: is_dead(maps).float().mean() for name, maps in dead.items()}
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         return {"attention": list(self.attention.parameters()), **self.prototype.groups()}
@@ -123,13 +127,10 @@ class MaximalSeparation(LossModule):
     def _seen_attention(self, feature_map: Tensor) -> Tensor:
         return attention_map(self.attention(feature_map)[1], self.attention_epsilon)
 
-    def _weight(self, output: Output, label: Tensor) -> Tensor:
-        """What positions count in C and S, ``(B, 1, h, w)``, or ``(1, 1, h, w)`` over the batch."""
-        weight = output.maps["attention"]
-        if self.true_class_attention:
-            samples = torch.arange(len(label), device=label.device)
-            own = output.maps["class_attention"][samples, label]
-            weight = attention_map(own[:, None], self.attention_epsilon)
-        if self.attention_over_batch:
-            weight = weight.mean(0, keepdim=True)
-        return weight.detach() if self.detach_attention else weight
+    def _weighing_map(self, output: Output, label: Tensor) -> Tensor:
+        """What every sample's positions count in C and S, ``(B, 1, h, w)``."""
+        if not self.true_class_attention:
+            return output.maps["attention"]
+        samples = torch.arange(len(label), device=label.device)
+        own = output.maps["class_attention"][samples, label]
+        return attention_map(own[:, None], self.attention_epsilon)

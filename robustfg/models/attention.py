@@ -56,6 +56,7 @@ def attention_map(class_maps: Tensor, epsilon: float) -> Tensor:
     return largest / largest.amax((2, 3), keepdim=True).clamp_min(epsilon)
 
 
-def is_dead(attention: Tensor) -> Tensor:
-    """Whether a map ``(B, 1, h, w)`` is (nearly) zero everywhere, or not a number, ``(B,)``."""
-    return ~(attention.amax((1, 2, 3)) >= 1)  # any other map has been divided by its maximum
+def is_dead(maps: Tensor) -> Tensor:
+    """Whether maps ``(B, …)`` are nowhere positive or not finite, ``(B,)``."""
+    cells = maps.flatten(1)
+    return ~(cells.isfinite().all(1) & (cells > 0).any(1))

@@ -155,6 +155,17 @@ def test_a_dead_map_is_counted_and_harms_nothing():
     assert maxsep().loss(maxsep()(features()), LABEL)["dead_maps"].item() < 1.0
 
 
+@pytest.mark.parametrize(("options", "dead"), [({}, 0.4), ({"attention_over_batch": True}, 0.4),
+                                               ({"true_class_attention": False}, 0.0)])  # fmt: skip
+def test_the_maps_that_weigh_the_distances_are_counted_where_they_are_dead(options, dead):
+    """Class 2, of two of the five samples, is seen nowhere; the others everywhere."""
+    module = without_attention(maxsep(**options))
+    module.attention.specific.bias.data = torch.tensor([1.0, 1.0, -1.0, 1.0], dtype=torch.float64)
+    terms = module.loss(module(features()), LABEL)
+    assert terms["dead_maps"].item() == 0.0
+    assert terms["dead_weighing_maps"].item() == pytest.approx(dead)
+
+
 def test_a_dead_map_as_released_is_no_number_while_the_attention_logits_are():
     module = without_attention(maxsep(attention_epsilon=0.0))
     output = module(features())

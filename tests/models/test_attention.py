@@ -84,5 +84,8 @@ def test_without_epsilon_such_a_map_is_no_number_as_in_the_released_code():
 
 def test_dead_maps_are_told_from_others():
     products = torch.stack([torch.rand(3, 4, 4) + 0.1, -torch.rand(3, 4, 4), 1e-9 * torch.rand(3, 4, 4)])
-    assert is_dead(attention_map(products, 1e-6)).tolist() == [False, True, True]
+    assert is_dead(attention_map(products, 1e-6)).tolist() == [False, True, False]
     assert is_dead(attention_map(products, 0.0)).tolist() == [False, True, False]
+    assert is_dead(torch.tensor([[0.1, torch.inf], [0.1, torch.nan], [0.0, -1.0], [1e-9, -1.0]])).tolist() == [
+        True, True, True, False,
+    ]  # fmt: skip
