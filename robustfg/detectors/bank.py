@@ -33,6 +33,8 @@ class Bank:
     @classmethod
     def joined(cls, banks: "Sequence[Bank]") -> "Bank":
         """Several as one."""
+        if len(banks) == 1:
+            return banks[0]
         features = zip(*(bank.features for bank in banks), strict=True)
         return cls(
             torch.cat([bank.index for bank in banks]),
@@ -81,7 +83,7 @@ class BankFit(Fit):
 
     def findings(self) -> tuple[int, Bank | None, set[str]]:
         if self.banks:
-            self._thin()
+            self._thin() if self.per_class is not None else self._join()
         return self.classes, self.banks[0] if self.banks else None, self.strange
 
     def conclude(self, findings: Sequence[tuple[int, Bank | None, set[str]]]) -> None:
@@ -92,6 +94,9 @@ class BankFit(Fit):
             raise UserError(f"detector: {name} of some training images is not finite; the classifier has diverged")
         bank = Bank.joined(banks).thinned(self.per_class, self.seed)
         self.learn(bank, max(classes for classes, _, _ in findings))
+
+    def _join(self) -> None:
+        self.banks = [Bank.joined(self.banks)]
 
     def _thin(self) -> None:
         self.banks = [Bank.joined(self.banks).thinned(self.per_class, self.seed)]
