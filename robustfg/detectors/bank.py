@@ -76,7 +76,7 @@ class BankFit(Fit):
     def see(self, output: Output, label: Tensor, index: Tensor) -> None:
         rows = tuple(feature_of(output, name).detach().float().cpu() for name in self.features)
         self.banks.append(Bank(index.cpu(), label.cpu(), rows))
-        self.strange |= {name for name, row in zip(self.features, rows, strict=True) if not row.isfinite().all()}
+        self.strange |= {name for name, row in zip(self.features, rows, strict=True) if not _finite(row)}
         self.classes, self.held = output.logits.shape[1], self.held + len(index)
         if self.per_class is not None and self.held > 2 * self.kept + ROOM:
             self._thin()
@@ -108,6 +108,10 @@ def checked_count(option: str, value: int | None) -> int | None:
     if value is not None and value < 1:
         raise UserError(f"detector.{option} must be >= 1, got {value}")
     return value
+
+
+def _finite(rows: Tensor) -> bool:
+    return not rows.numel() or bool(torch.stack(torch.aminmax(rows)).isfinite().all())
 
 
 def _hashes(index: np.ndarray, seed: int) -> np.ndarray:

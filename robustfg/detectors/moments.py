@@ -5,13 +5,15 @@ from dataclasses import dataclass
 from functools import reduce
 
 import torch
-from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
 from robustfg.detectors.base import Fit
 from robustfg.detectors.features import feature_of
 from robustfg.errors import UserError
 from robustfg.types import Output
+
+BLOCK = 64
+"""Columns of a product that are added at once: what lies beyond the diagonal's blocks is the same again."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class Moments:
     Attributes:
         count: ``(K,)`` samples of every class.
         sums: ``(K, D)`` of features by class.
-        products: ``(D, D)`` of outer products over all classes, on and below the diagonal; ``(0, 0)`` where they are
-            not wanted.
+        products: ``(D, D)`` of outer products over all classes, right on and below the diagonal; ``(0, 0)`` where they
+            are not wanted.
     """
 
     count: Tensor
@@ -44,8 +46,9 @@ class Moments:
         self.count.index_add_(0, label, torch.ones(len(label), dtype=torch.float64))
         self.sums.index_add_(0, label, rows)
         if self.products.numel():
-            total = self.products.numpy().T  # a view, in the order that BLAS writes to in place
-            dsyrk(1.0, rows.numpy().T, beta=1.0, c=total, overwrite_c=1)  # half the work of a matrix product
+            for start in range(0, rows.shape[1], BLOCK):
+                stop = start + BLOCK
+                self.products[start:stop, :stop].addmm_(rows[:, start:stop].t(), rows[:, :stop])
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.count + other.count, self.sums + other.sums, self.products + other.products)
