@@ -33,6 +33,8 @@ class Bank:
     @classmethod
     def joined(cls, banks: "Sequence[Bank]") -> "Bank":
         """Several as one."""
+        if len(banks) == 1:
+            return banks[0]
         features = zip(*(bank.features for bank in banks), strict=True)
         return cls(
             torch.cat([bank.index for bank in banks]),
@@ -74,14 +76,14 @@ class BankFit(Fit):
     def see(self, output: Output, label: Tensor, index: Tensor) -> None:
         rows = tuple(feature_of(output, name).detach().float().cpu() for name in self.features)
         self.banks.append(Bank(index.cpu(), label.cpu(), rows))
-        self.strange |= {name for name, row in zip(self.features, rows, strict=True) if not row.isfinite().all()}
+        self.strange |= {name for name, row in zip(self.features, rows, strict=True) if not _finite(row)}
         self.classes, self.held = output.logits.shape[1], self.held + len(index)
         if self.per_class is not None and self.held > 2 * self.kept + ROOM:
             self._thin()
 
     def findings(self) -> tuple[int, Bank | None, set[str]]:
         if self.banks:
-            self._thin()
+            self._thin() if self.per_class is not None else self._join()
         return self.classes, self.banks[0] if self.banks else None, self.strange
 
     def conclude(self, findings: Sequence[tuple[int, Bank | None, set[str]]]) -> None:
@@ -93,6 +95,9 @@ class BankFit(Fit):
         bank = Bank.joined(banks).thinned(self.per_class, self.seed)
         self.learn(bank, max(classes for classes, _, _ in findings))
 
+    def _join(self) -> None:
+        self.banks = [Bank.joined(self.banks)]
+
     def _thin(self) -> None:
         self.banks = [Bank.joined(self.banks).thinned(self.per_class, self.seed)]
         self.held = self.kept = len(self.banks[0].index)
@@ -103,6 +108,10 @@ def checked_count(option: str, value: int | None) -> int | None:
     if value is not None and value < 1:
         raise UserError(f"detector.{option} must be >= 1, got {value}")
     return value
+
+
+def _finite(rows: Tensor) -> bool:
+    return not rows.numel() or bool(torch.stack(torch.aminmax(rows)).isfinite().all())
 
 
 def _hashes(index: np.ndarray, seed: int) -> np.ndarray:

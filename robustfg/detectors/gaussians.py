@@ -1,10 +1,10 @@
 """Gaussians fitted to one feature."""
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustfg.detectors.learned import Learned
 from robustfg.detectors.moments import Moments
-from robustfg.detectors.nearest import squared_distance
+from robustfg.detectors.nearest import Points
 from robustfg.detectors.shrinkage import shrunk, whitening
 from robustfg.errors import UserError
 
@@ -48,7 +48,7 @@ class Whitener(Learned):
         return (feature.to(matrix) - self.mean) @ matrix.t()
 
 
-class ClassGaussians(Learned):
+class ClassGaussians(nn.Module):
     """A Gaussian for every class, all with one covariance.
 
     Attributes:
@@ -56,22 +56,20 @@ class ClassGaussians(Learned):
         means: of the classes that have samples, whitened, ``(K', D)``.
     """
 
-    means: Tensor
-
     def __init__(self) -> None:
-        super().__init__("means")
-        self.white = Whitener()
+        super().__init__()
+        self.white, self.means = Whitener(), Points()
 
     def learn(self, moments: Moments, shrinkage: float | None) -> None:
         """From the moments of the feature."""
         mean = moments.mean()
         matrix = self.white.learn(mean, moments.within(), moments.total, shrinkage)
         means = moments.means()[moments.count > 0]
-        self.keep(means=(means - mean) @ matrix.t())
+        self.means.learn((means - mean) @ matrix.t())
 
     def distance(self, feature: Tensor) -> Tensor:
         """Squared Mahalanobis distance of ``(B, D)`` to the nearest class, ``(B,)``."""
-        return squared_distance(self.white(feature), self.known("means"))
+        return self.means.squared_distance(self.white(feature))
 
     def standardised(self, distance: Tensor) -> Tensor:
         """Minus its expectation over the training samples, divided by its deviation were they Gaussian."""

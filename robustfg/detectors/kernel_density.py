@@ -1,5 +1,6 @@
 """Kernel density under the predicted class (Feinman et al. 2017, "Detecting adversarial samples from artifacts")."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -53,23 +54,21 @@ class Kernels(Learned):
 
     Attributes:
         mean: of all samples, ``(D,)``.
-        rows: the samples ``(N, D)``, without the mean.
-        label: their classes ``(N,)``; -1 stands for none.
+        rows: the samples ``(N, D)``, without the mean, class by class.
         count: samples of every class ``(K,)``.
         width: standard deviation of every class's kernel ``(K,)``.
     """
 
     mean: Tensor
     rows: Tensor
-    label: Tensor
     count: Tensor
     width: Tensor
 
     def __init__(self) -> None:
-        super().__init__("mean", "rows", "label", "count", "width")
+        super().__init__("mean", "rows", "count", "width")
 
     def learn(self, rows: Tensor, label: Tensor, classes: int, bandwidth: float | None) -> None:
-        """From samples ``(N, D)`` of classes ``(N,)``."""
+        """From samples ``(N, D)`` of classes ``(N,)``, in order of the classes."""
         mean, dim = rows.double().mean(0), rows.shape[1]
         centred, count = rows.double() - mean, torch.bincount(label, minlength=classes).double()
         if bandwidth is None:
@@ -80,14 +79,21 @@ class Kernels(Learned):
             width = spread * torch.where(count > 0, count, count.sum()) ** (-1 / (dim + 4))
         else:
             width = torch.full((classes,), bandwidth)
-        self.keep(mean=mean, rows=centred, label=label, count=count, width=width)
+        self.keep(mean=mean, rows=centred, count=count, width=width)
 
     def log_density(self, feature: Tensor, predicted: Tensor) -> Tensor:
         """Of features ``(B, D)`` under classes ``(B,)``, but for -D/2 log(2 pi)."""
         rows = self.known("rows")
-        distance = squared_distances(feature.to(rows) - self.mean, rows)
-        width, count = self.width[predicted], self.count[predicted]
-        used = (self.label == predicted[:, None]) | (count == 0)[:, None]
-        terms = (distance / (-2 * width.square())[:, None]).masked_fill(~used, -torch.inf)
-        kernels = torch.where(count > 0, count, len(rows))
-        return terms.logsumexp(1) - kernels.log() - rows.shape[1] * width.log()
+        order = predicted.argsort()
+        asked = predicted.bincount(minlength=len(self.count)).to(self.count)
+        held, shares = (counts.long().tolist() for counts in torch.stack([self.count, asked]))
+        sorted_by_class = (feature.to(rows) - self.mean)[order]
+        by_class = zip(torch.split(rows, held), torch.split(sorted_by_class, shares), self.width, strict=True)
+        found = [_log_mean(part, own if len(own) else rows, width) for own, part, width in by_class if len(part)]
+        return torch.cat(found)[order.argsort()] if found else feature.to(rows).sum(1)
+
+
+def _log_mean(feature: Tensor, rows: Tensor, width: Tensor) -> Tensor:
+    """Log of the mean kernel around rows ``(n, D)`` at features ``(b, D)``, but for -D/2 log(2 pi)."""
+    terms = squared_distances(feature, rows) / (-2 * width.square())
+    return terms.logsumexp(1) - math.log(len(rows)) - rows.shape[1] * width.log()

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 from robustfg.detectors.bank import Bank, BankFit, checked_count
 from robustfg.detectors.base import Detector, Fit
 from robustfg.detectors.features import EMBEDDING, checked_features, feature_of, layers_among
-from robustfg.detectors.learned import Learned
-from robustfg.detectors.nearest import nearest
+from robustfg.detectors.nearest import Points
 from robustfg.errors import UserError
 from robustfg.types import Output
 
@@ -40,7 +39,7 @@ class LocalIntrinsicDimensionality(Detector):
         self.features, self.neighbours = checked_features(features), neighbours
         self.layers = layers_among(self.features)
         self.per_class, self.seed = checked_count("per_class", per_class), seed
-        self.references = nn.ModuleList(Learned("rows") for _ in self.features)
+        self.references = nn.ModuleList(Points() for _ in self.features)
 
     def fit(self) -> Fit:
         return BankFit(self.features, self._learn, per_class=self.per_class, seed=self.seed)
@@ -48,20 +47,21 @@ class LocalIntrinsicDimensionality(Detector):
     def score(self, output: Output, views: Sequence[Output] = ()) -> Tensor:
         terms = []
         for name, reference in zip(self.features, self.references, strict=True):
-            assert isinstance(reference, Learned)
-            terms.append(dimension(feature_of(output, name), reference.known("rows"), self.neighbours))
+            assert isinstance(reference, Points)
+            terms.append(dimension(feature_of(output, name), reference, self.neighbours))
         return torch.stack(terms).sum(0)
 
     def _learn(self, bank: Bank, classes: int) -> None:
         for reference, rows in zip(self.references, bank.features, strict=True):
-            assert isinstance(reference, Learned)
-            reference.keep(rows=rows)
+            assert isinstance(reference, Points)
+            reference.learn(rows)
 
 
-def dimension(feature: Tensor, rows: Tensor, neighbours: int) -> Tensor:
-    """The maximum-likelihood estimate ``(B,)`` at features ``(B, D)`` from reference samples ``(N, D)``."""
+def dimension(feature: Tensor, reference: Points, neighbours: int) -> Tensor:
+    """The maximum-likelihood estimate ``(B,)`` at features ``(B, D)``."""
+    rows = reference.known("rows")
     feature = feature.to(rows)
-    chosen = nearest(feature, rows, min(neighbours, len(rows)))
+    chosen = reference.nearest(feature, neighbours)
     distance: Tensor = torch.linalg.vector_norm(feature[:, None] - rows[chosen], dim=2)
     last = distance.amax(1, keepdim=True)
     ratio = (distance / last.clamp_min(torch.finfo(last.dtype).tiny)).clamp(SMALLEST, 1)

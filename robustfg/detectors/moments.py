@@ -12,6 +12,9 @@ from robustfg.detectors.features import feature_of
 from robustfg.errors import UserError
 from robustfg.types import Output
 
+BLOCK = 64
+"""Columns of a product that are added at once: what lies beyond the diagonal's blocks is the same again."""
+
 
 @dataclass(frozen=True)
 class Moments:
@@ -22,7 +25,8 @@ class Moments:
     Attributes:
         count: ``(K,)`` samples of every class.
         sums: ``(K, D)`` of features by class.
-        products: ``(D, D)`` of outer products over all classes; ``(0, 0)`` where they are not wanted.
+        products: ``(D, D)`` of outer products over all classes, right on and below the diagonal; ``(0, 0)`` where they
+            are not wanted.
     """
 
     count: Tensor
@@ -42,7 +46,9 @@ class Moments:
         self.count.index_add_(0, label, torch.ones(len(label), dtype=torch.float64))
         self.sums.index_add_(0, label, rows)
         if self.products.numel():
-            self.products.addmm_(rows.t(), rows)
+            for start in range(0, rows.shape[1], BLOCK):
+                stop = start + BLOCK
+                self.products[start:stop, :stop].addmm_(rows[:, start:stop].t(), rows[:, :stop])
 
     def __add__(self, other: "Moments") -> "Moments":
         return Moments(self.count + other.count, self.sums + other.sums, self.products + other.products)
@@ -63,11 +69,14 @@ class Moments:
     def within(self) -> Tensor:
         """The covariance ``(D, D)`` around the class means, shared by all classes."""
         means = self.sums / self.count.clamp_min(1)[:, None]
-        return (self.products - self.sums.t() @ means) / self.total
+        return (self._symmetric() - self.sums.t() @ means) / self.total
 
     def overall(self) -> Tensor:
         """The covariance ``(D, D)`` around the mean of all."""
-        return self.products / self.total - torch.outer(self.mean(), self.mean())
+        return self._symmetric() / self.total - torch.outer(self.mean(), self.mean())
+
+    def _symmetric(self) -> Tensor:
+        return self.products.tril() + self.products.tril(-1).t()
 
 
 class MomentFit(Fit):

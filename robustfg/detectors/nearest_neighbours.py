@@ -9,8 +9,7 @@ from torch import Tensor
 from robustfg.detectors.bank import Bank, BankFit, checked_count
 from robustfg.detectors.base import Detector, Fit
 from robustfg.detectors.features import EMBEDDING, checked_features, feature_of, layers_among
-from robustfg.detectors.learned import Learned
-from robustfg.detectors.nearest import nearest
+from robustfg.detectors.nearest import Points
 from robustfg.types import Output
 
 
@@ -39,7 +38,7 @@ class NearestNeighbours(Detector):
         self.layers = layers_among(checked_features([feature]))
         self.neighbours = checked_count("neighbours", neighbours) or 1
         self.per_class, self.seed = checked_count("per_class", per_class), seed
-        self.samples = Learned("rows")
+        self.samples = Points()
 
     def fit(self) -> Fit:
         return BankFit([self.feature], self._learn, per_class=self.per_class, seed=self.seed)
@@ -47,7 +46,7 @@ class NearestNeighbours(Detector):
     def score(self, output: Output, views: Sequence[Output] = ()) -> Tensor:
         rows = self.samples.known("rows")
         feature = self._compared(feature_of(output, self.feature).to(rows))
-        last = nearest(feature, rows, min(self.neighbours, len(rows)))[:, -1]
+        last = self.samples.nearest(feature, self.neighbours)[:, -1]
         distance: Tensor = torch.linalg.vector_norm(feature - rows[last], dim=1)
         return distance
 
@@ -55,4 +54,4 @@ class NearestNeighbours(Detector):
         return F.normalize(feature) if self.normalise else feature
 
     def _learn(self, bank: Bank, classes: int) -> None:
-        self.samples.keep(rows=self._compared(bank.features[0]))
+        self.samples.learn(self._compared(bank.features[0]))
