@@ -1,17 +1,21 @@
 """Figures of the feature space and of the calibration, as data URIs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from robustfg.reporting.figures import ACCENT, BAD, INK, SOFT, data_uri
 
 NAMED = 20
 """Most classes that are named in the picture."""
+
+Curves = list[tuple[str, Mapping[str, Any], str]]
+"""Names, what they are drawn from, and colours."""
 
 
 def latent_picture(archive: Path, classes: Sequence[str]) -> str | None:
@@ -53,28 +57,32 @@ def laws_and_reliability(summary: Mapping[str, Any]) -> str | None:
     ]
     if not laws and not calibration:
         return None
-    figure = Figure(figsize=(8, 3.2))
-    left, right = figure.subplots(1, 2)
-    for name, qq, color in laws:  # over the law's largest shown quantile, so that both fit whatever their dimensions
-        top = qq["expected"][-1]
-        left.plot(np.array(qq["expected"]) / top, np.array(qq["found"]) / top, "o", ms=3, color=color, label=name)
-    left.plot([0, 1], [0, 1], color=SOFT, linewidth=1)
-    left.set(xlabel="expected of chi-square (top = 1)", ylabel="squared distance")
-    if laws:
-        left.legend(frameon=False, fontsize=7)
-    for name, part, color in _inputs(calibration):
-        _, confidence, accuracy = np.array(part["reliability"]).T
-        right.plot(confidence, accuracy, "o-", ms=3, linewidth=1, color=color, label=name)
-    right.plot([0, 1], [0, 1], color=SOFT, linewidth=1)
-    right.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="accuracy")
-    right.legend(frameon=False, fontsize=7)
-    for axes in (left, right):
+    panels: list[tuple[Callable[[Axes, Curves], None], Curves]] = [(_laws, laws)] if laws else []
+    panels += [(_reliability, _inputs(calibration))] if calibration else []
+    figure = Figure(figsize=(4 * len(panels), 3.2))
+    for axes, (draw, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        draw(axes, curves)
+        axes.legend(frameon=False, fontsize=7)
         axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()
     return data_uri(figure, "svg")
 
 
-def _inputs(calibration: Mapping[str, Any] | None) -> list[tuple[str, Mapping[str, Any], str]]:
-    if not calibration:
-        return []
+def _laws(axes: Axes, laws: Curves) -> None:
+    for name, qq, color in laws:  # over the law's largest shown quantile, so that both fit whatever their dimensions
+        top = qq["expected"][-1]
+        axes.plot(np.array(qq["expected"]) / top, np.array(qq["found"]) / top, "o", ms=3, color=color, label=name)
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1)
+    axes.set(xlabel="expected of chi-square (top = 1)", ylabel="squared distance")
+
+
+def _reliability(axes: Axes, inputs: Curves) -> None:
+    for name, part, color in inputs:
+        _, confidence, accuracy = np.array(part["reliability"]).T
+        axes.plot(confidence, accuracy, "o-", ms=3, linewidth=1, color=color, label=name)
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1)
+    axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="accuracy")
+
+
+def _inputs(calibration: Mapping[str, Any]) -> Curves:
     return [("clean", calibration["clean"], ACCENT), ("worst case", calibration["worst_case"], BAD)]
