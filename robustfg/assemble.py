@@ -16,6 +16,8 @@ from robustfg.config import build, refuse_untrusted_config
 from robustfg.data.annotations import privileged_of
 from robustfg.data.datamodule import DataModule
 from robustfg.data.samples import FitSquare
+from robustfg.data.source import Source
+from robustfg.data.unknown import Unknown
 from robustfg.detectors import Detector
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
@@ -158,7 +160,7 @@ def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessE
     context = {"data": data_node, "model": config["model"], "head": head}
     evaluation = make(
         attacks=attacks_of(config, data.classes, data.source.genera), folder=folder, about=about, context=context,
-        detection=detection_of(config, data.classes),
+        detection=detection_of(config, data),
     )  # fmt: skip
     assert isinstance(evaluation, RobustnessEvaluation)
     return evaluation
@@ -170,19 +172,30 @@ def detectors_of(config: Config) -> dict[str, Detector]:
     return {name: build(node, f"detector.{name}") for name, node in nodes.items()}
 
 
-def detection_of(config: Config, classes: tuple[str, ...]) -> Detection | None:
+def unknown_of(config: Config, known: Source) -> dict[str, Unknown]:
+    """The chosen sets of unknown images by name."""
+    nodes = config.get("unknown") or {}
+    return {name: build({**node, "_partial_": True}, f"unknown.{name}")(known=known) for name, node in nodes.items()}
+
+
+def detection_of(config: Config, data: DataModule) -> Detection | None:
     """What is asked about the chosen detectors; None where none is chosen."""
-    detectors = detectors_of(config)
+    detectors, unknown = detectors_of(config), unknown_of(config, data.source)
     if not detectors:
+        if unknown:
+            raise UserError(
+                "unknown: images are told from known ones by a detector; choose one such as detector=energy, or leave "
+                "unknown out"
+            )
         return None
     node, option = config["evaluation"]["detection"], "evaluation.detection"
     surrogate: dict[str, Any] = {}
     if node["surrogate"] is not None:
         trusted = tuple(config.get("trust", ()))
-        surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", classes, trusted)
+        surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", data.classes, trusted)
     rest = {key: value for key, value in node.items() if key != "surrogate"}
     make = build(rest | {"_partial_": True}, option)  # the nodes are to be kept as they are
-    detection = make(detectors=detectors, nodes=config["detector"], **surrogate)
+    detection = make(detectors=detectors, nodes=config["detector"], unknown=unknown, **surrogate)
     assert isinstance(detection, Detection)
     return detection
 

@@ -3,6 +3,7 @@ import io
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,14 +16,14 @@ from commands import config_of
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from robustfg.assemble import data_of, fit_square_of, restored_of
+from robustfg.assemble import data_of, detectors_of, fit_square_of, restored_of
 from robustfg.checkpoint import Checkpoint
 from robustfg.config import CONF, plain
 from robustfg.detectors import Detector
 from robustfg.detectors.fitted import Fitted
 from robustfg.errors import UserError
 from robustfg.evaluation.fingerprint import weights_sha256
-from robustfg.predict import load, predict, split
+from robustfg.predict import ADVICE, load, predict, split
 from robustfg.prediction import Predictor, Row, images_in
 from robustfg.train import train
 from robustfg.types import Output
@@ -201,6 +202,11 @@ def test_a_table_shows_every_class_and_probability(checkpoint, mixed, capsys):
             assert shown in joined
         else:
             assert "".join(f"{row['image']}: {row['error']}".split()) in joined
+
+
+def test_the_advice_names_a_detector_that_can_be_chosen():
+    (chosen,) = re.findall(r"detector=\w+", ADVICE)
+    assert list(detectors_of(config_of("evaluate", chosen))) == [chosen.removeprefix("detector=")]
 
 
 @pytest.mark.process

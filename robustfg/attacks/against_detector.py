@@ -110,7 +110,7 @@ def white_box(
         seed: of the random numbers.
     """
     aim = _aim(detector, tau, scale, lowest, distances)
-    climb = _apgd(threat, steps, restarts, seed)
+    climb = apgd_in(threat, steps, restarts, seed)
     attacks: dict[str, Attack] = {"max_form": replace(climb, objective=aim.max_form(aim.tau))}
     if aim.lowest < aim.tau:
         attacks["max_form_lowest"] = replace(climb, objective=aim.max_form(aim.lowest))
@@ -173,7 +173,8 @@ def black_box(
     return aim.named(attacks, f"black_box/{detector}")
 
 
-def _apgd(threat: Threat, steps: int, restarts: int, seed: int) -> AutomaticAscent:
+def apgd_in(threat: Threat, steps: int, restarts: int, seed: int) -> AutomaticAscent:
+    """APGD for a norm ball; the first restart begins at the clean image, the others at random."""
     if isinstance(threat, L1):
         return L1APGD(threat=threat, steps=steps, restarts=restarts, seed=seed, random_start=False)
     return APGD(threat=threat, steps=steps, restarts=restarts, seed=seed, random_start=False)

@@ -3,9 +3,13 @@
 from collections.abc import Mapping
 
 from robustfg.attacks import Attack, Threat, black_box, white_box
+from robustfg.attacks.acceptance import ScoreOf
+from robustfg.attacks.against_detector import apgd_in
+from robustfg.attacks.joint import Accepted
 from robustfg.evaluation.detection.calibration import Calibration
 from robustfg.evaluation.detection.denial import denial
 from robustfg.evaluation.detection.options import Detection
+from robustfg.evaluation.unknown import pushed
 
 SEMI_WHITE_BOX, BLACK_BOX, WHITE_BOX, FORCED = "semi_white_box", "black_box", "white_box", "forced_rejection"
 """Threat models; the last wants rejection instead of a wrong class."""
@@ -45,6 +49,18 @@ def joint_attacks(
         )  # fmt: skip
         found[FORCED] = {attack.name: attack}
     return {model: dict(attacks) for model, attacks in found.items()}
+
+
+def push(
+    detection: Detection, detector: str, threat: Threat, calibration: Calibration, *, tau: float, lowest: float
+) -> Attack:
+    """APGD on the score alone, whatever the class, until the image is accepted at ``lowest``.
+
+    Arguments as for ``joint_attacks``.
+    """
+    climb = apgd_in(threat, detection.steps, detection.restarts, detection.seed)
+    accepted = Accepted(score=ScoreOf(detector), tau=lowest, scale=scale_of(calibration, detector, tau))
+    return pushed(climb, accepted, detector)
 
 
 def scale_of(calibration: Calibration, detector: str, tau: float) -> float:

@@ -1,6 +1,6 @@
 """Fitting detectors on the training split and reading their scores on the validation split."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytorch_lightning as pl
@@ -10,7 +10,7 @@ from torch import Tensor
 from robustfg.attacks import FeatureBank
 from robustfg.attacks.freeze import attackable
 from robustfg.data.datamodule import DataModule
-from robustfg.detectors import Watched, fit
+from robustfg.detectors import Watched, fit, threshold_at
 from robustfg.evaluation.gather import gathered
 from robustfg.models.arithmetic import exact_arithmetic
 from robustfg.types import Batch
@@ -39,6 +39,10 @@ class Calibration:
     def __len__(self) -> int:
         return len(self.label)
 
+    def thresholds(self, detector: str, levels: Sequence[float]) -> dict[float, float]:
+        """The thresholds of a detector by false-positive rate; infinite where there are too few samples for it."""
+        return {level: threshold_at(self.scores[detector], level) for level in levels}
+
     def bank(self, detector: str, tau: float) -> FeatureBank | None:
         """Features of real images that the detector accepts; None where those are of fewer than two classes."""
         accepted = self.scores[detector][self.kept] <= tau
@@ -52,12 +56,12 @@ def calibrated(watched: Watched, trainer: pl.Trainer, data: DataModule) -> Calib
     The validation split is one that no detector was fitted on, though ``best.ckpt`` was chosen by it.
     """
     with exact_arithmetic(), attackable(watched), torch.no_grad():
-        fit(watched, _there(trainer, data.survey_dataloader()), gathered)
+        fit(watched, there(trainer, data.survey_dataloader()), gathered)
         watched.to(trainer.strategy.root_device).eval()
-        return _read(watched, _there(trainer, data.val_dataloader()))
+        return _read(watched, there(trainer, data.val_dataloader()))
 
 
-def _there(trainer: pl.Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
+def there(trainer: pl.Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
     """The batches on the trainer's device."""
     for batch in batches:
         there: Batch = trainer.strategy.batch_to_device(batch)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robustfg.attacks.freeze import Model
+from robustfg.data.unknown import Unknown
 from robustfg.detectors import Detector
 from robustfg.errors import UserError
 
@@ -29,6 +30,8 @@ class Detection:
         half_epsilon: folders of runs on the same data whose attacks have half the radius: what is known of classifiers
             without a detector there bounds what can be believed here (Tramèr 2022).
         seed: of the joint attacks and of the bootstrap.
+        unknown: sets of images of unknown classes, by name, to be told from the test samples; under the white box also
+            when they are attacked so that they be accepted.
     """
 
     detectors: Mapping[str, Detector]
@@ -45,6 +48,7 @@ class Detection:
     surrogate_name: str = ""
     half_epsilon: Sequence[str] = field(default_factory=tuple)
     seed: int = 0
+    unknown: Mapping[str, Unknown] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.detectors:

@@ -10,6 +10,7 @@ from torch import Tensor
 from robustfg.attacks import Attack
 from robustfg.evaluation.checks import Check
 from robustfg.evaluation.checks.probes import DETERMINISM, FINITE_DIFFERENCE, deterministic, finite_difference
+from robustfg.evaluation.detection.unknown_images import UNKNOWN_ROWS
 from robustfg.evaluation.measure import Classify, measure_clean
 from robustfg.types import Batch
 
@@ -57,7 +58,7 @@ class Unwatched:
     def told(
         self, table: pa.Table, suite: Mapping[str, Any], also: Sequence[str], verdict: str, *, checked: bool
     ) -> tuple[dict[str, Any], list[Check]]:
-        """What goes into ``summary.json``: blocks, and checks.
+        """What goes into ``summary.json``: blocks, and checks. Every process must call it.
 
         Args:
             table: all rows.
@@ -69,4 +70,5 @@ class Unwatched:
         return {}, []
 
     def write(self, folder: Path) -> None:
-        """Writes what has been learned."""
+        """Writes what has been learned, in place of what an earlier evaluation left here."""
+        (folder / UNKNOWN_ROWS).unlink(missing_ok=True)

@@ -10,18 +10,19 @@ import pytorch_lightning as pl
 
 from robustfg.attacks import Attack
 from robustfg.data.datamodule import DataModule
-from robustfg.detectors import Fitted, threshold_at
+from robustfg.detectors import Fitted
 from robustfg.errors import UserError
 from robustfg.evaluation.checks import Check
 from robustfg.evaluation.detection import checks
 from robustfg.evaluation.detection.attackers import FORCED, SEMI_WHITE_BOX, WHITE_BOX, joint_attacks
 from robustfg.evaluation.detection.calibration import calibrated
 from robustfg.evaluation.detection.half_epsilon import best_known
-from robustfg.evaluation.detection.operating import needed, rejected_of
+from robustfg.evaluation.detection.operating import needed
 from robustfg.evaluation.detection.options import Detection
 from robustfg.evaluation.detection.probes import DIFFERENCE, GRADIENT, slopes
 from robustfg.evaluation.detection.readings import Readings
 from robustfg.evaluation.detection.summary import Attackers, DetectorSummary
+from robustfg.evaluation.detection.unknown_images import UnknownImages
 from robustfg.evaluation.detection.unwatched import Rows, Unwatched
 from robustfg.evaluation.detection.watched import WatchedClassifier
 from robustfg.evaluation.measure import LEAST, SCORE, Classify
@@ -61,6 +62,7 @@ class Watch(Unwatched):
                 "data.val_fraction"
             )
         self.threat = next(iter(suite.values())).threat
+        self.unknown = UnknownImages(detection, self.calibration, self.threat, self.data, trainer)
         self.by_detector = {name: self._joint(name) for name in watched.detectors}
         for models in self.by_detector.values():
             for attacks in models.values():
@@ -72,9 +74,8 @@ class Watch(Unwatched):
         self.identity = [{name: dict(node) for name, node in detection.nodes.items()}, self.splits]
 
     def _joint(self, name: str) -> dict[str, dict[str, Attack]]:
-        scores, n = self.calibration.scores[name], len(self.calibration)
-        highest = max(level for level in self.detection.levels if rejected_of(n, level))
-        tau, lowest = threshold_at(scores, self.detection.fpr), threshold_at(scores, highest)
+        thresholds = self.calibration.thresholds(name, self.detection.levels)
+        tau, lowest = thresholds[self.detection.fpr], min(thresholds.values())
         return joint_attacks(self.detection, name, self.threat, self.calibration, tau=tau, lowest=lowest)
 
     def detector(self, attack: str) -> str | None:
@@ -111,7 +112,7 @@ class Watch(Unwatched):
             "surrogate": self.detection.surrogate_name or None,
             "detectors": found,
         }
-        return {"detection": block}, checks.united(everything)
+        return {"detection": block} | self.unknown.told(self.watched, table), checks.united(everything)
 
     def _attackers(self, name: str, also: Sequence[str]) -> Attackers:
         joint = {model: list(attacks) for model, attacks in self.by_detector[name].items() if model != FORCED}
@@ -145,6 +146,8 @@ class Watch(Unwatched):
         ]
 
     def write(self, folder: Path) -> None:
+        super().write(folder)
+        self.unknown.write(folder)
         calibration = {name: scores.sort().values for name, scores in self.calibration.scores.items()}
         about = self.about | {"fpr": self.detection.fpr, "splits": self.splits}
         fitted = Fitted(dict(self.detection.detectors), self.detection.nodes, calibration, about)
