@@ -133,7 +133,7 @@ def separation_of(distances: Distances, classes: Sequence[str], groups: Sequence
     Returns:
         ``classes``, the numbers of ``Distances.per_class`` by name; ``separated`` of ``n`` classes with a separation
         over 1, the ``smallest`` and the ``median`` one; per genus the same, and how many of its classes have their
-        nearest one inside the genus, with ``expected_nearest_inside`` if any other class were as likely.
+        nearest one inside the genus, with ``expected_nearest_inside``, how many if any other class were as likely.
     """
     found = distances.per_class()
     values = found["separation"]
@@ -152,7 +152,9 @@ def separation_of(distances: Distances, classes: Sequence[str], groups: Sequence
             str(genus): _overall(values[genera == genus])
             | {
                 "nearest_inside": int(near[genera == genus].sum()),
-                "expected_nearest_inside": ((genera == genus).sum() - 1) / (len(genera) - 1),
+                "expected_nearest_inside": float(
+                    (~np.isnan(nearest[genera == genus])).sum() * ((genera == genus).sum() - 1) / (len(genera) - 1)
+                ),
             }
             for genus in dict.fromkeys(genera.tolist())
         }

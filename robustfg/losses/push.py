@@ -45,9 +45,11 @@ class Push(Survey):
         latent = self.head.add_on(feature_map)
         prototypes, (height, width) = self.head.prototypes, latent.shape[2:]
         rows = latent.flatten(2).transpose(1, 2)
-        weights = None if self.attention is None else self.attention(feature_map).flatten(1).double()
+        weights = None  # a dead map without attention_epsilon is NaN: no evidence
+        if self.attention is not None:
+            weights = self.attention(feature_map).flatten(1).double().nan_to_num(nan=0.0)
         used = prototypes.used().double()
-        members = [(prototypes.classes == k).nonzero().flatten() for k in range(prototypes.num_classes)]
+        members = {k: (prototypes.classes == k).nonzero().flatten() for k in set(label.tolist())}
         positions = torch.arange(height * width, device=rows.device)
         for sample, (own, image) in enumerate(zip(label.tolist(), index.tolist(), strict=True)):
             vectors = used[members[own]]

@@ -80,8 +80,9 @@ class Triplet(Softmax):
 
     def loss(self, output: Output, label: Tensor) -> dict[str, Tensor]:
         entropy = super().loss(output, label)["loss"]
-        unit = F.normalize(output.embedding.float(), dim=1)
-        distance = (2 - 2 * unit @ unit.t()).clamp_min(0)
+        with torch.autocast(output.embedding.device.type, enabled=False):  # half precision loses small distances
+            unit = F.normalize(output.embedding.float(), dim=1)
+            distance = (2 - 2 * unit @ unit.t()).clamp_min(0)
         positive, negative = MINING[self.mining](distance, label[:, None] == label)
         known = negative.isfinite() & positive.isfinite()
         losses = (self.margin + positive - negative)[known].clamp_min(0)

@@ -58,7 +58,7 @@ def genus_rows(summary: Summary) -> list[Row]:
     """Genus, classes with a separation over 1, smallest and median separation, classes nearest to one of their own."""
     return [
         (name, f"{found['separated']} of {found['n']}", _plain(found["smallest"]), _plain(found["median"]),
-         f"{found['nearest_inside']} ({found['expected_nearest_inside'] * found['n']:.1f} by chance)")
+         f"{found['nearest_inside']} ({found['expected_nearest_inside']:.1f} by chance)")
         for name, found in ((summary.get("separation") or {}).get("groups") or {}).items()
     ]  # fmt: skip
 
