@@ -175,7 +175,7 @@ def detectors_of(config: Config) -> dict[str, Detector]:
 def unknown_of(config: Config, known: Source) -> dict[str, Unknown]:
     """The chosen sets of unknown images by name."""
     nodes = config.get("unknown") or {}
-    return {name: build({**node, "_partial_": True}, f"unknown.{name}")(known=known) for name, node in nodes.items()}
+    return {name: build(node, f"unknown.{name}", known=known) for name, node in nodes.items()}
 
 
 def detection_of(config: Config, data: DataModule) -> Detection | None:
