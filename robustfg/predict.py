@@ -1,6 +1,7 @@
 """robustfg.predict: classify images with a checkpoint, and accept or reject each at a chosen false-positive rate."""
 
 import itertools
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -158,12 +159,20 @@ def load(
         classes=read.classes,
         detectors=list(watching),
         transform=assemble.fit_square_of(data),
-        thresholds={} if fitted is None else {name: fitted.tau(name, fpr) for name in watching},
+        thresholds={} if fitted is None else {name: _tau(fitted, name, fpr) for name in watching},
         top=top,
         batch_size=(data.get("eval_batch_size") or data["batch_size"]) if batch_size is None else batch_size,
         num_workers=min(8, os.cpu_count() or 1) if num_workers is None else num_workers,
         device=device_of(device),
     )
+
+
+def _tau(fitted: "Fitted", name: str, fpr: float) -> float:
+    """The threshold. Raises ``UserError`` where the calibration is too small to reject anything at this rate."""
+    tau, n = fitted.tau(name, fpr), len(fitted.calibration[name])
+    if tau == math.inf:
+        raise UserError(f"fpr must be at least 1/{n + 1}, since {name} is calibrated on {n} samples; got {fpr:g}")
+    return tau
 
 
 def fitted_of(

@@ -9,6 +9,11 @@ from torch import Tensor
 from robustfg.errors import UserError
 
 
+def rejected_of(n: int, fpr: float) -> int:
+    """K = floor(fpr (n + 1)), the number of n calibration scores that the threshold rejects."""
+    return math.floor(Fraction(str(float(fpr))) * (n + 1))  # the number as typed: 0.29 * 100 is 29
+
+
 def threshold_at(scores: Tensor, fpr: float) -> float:
     """The threshold tau of a false-positive rate; an input is accepted where ``score <= tau``.
 
@@ -33,7 +38,7 @@ def threshold_at(scores: Tensor, fpr: float) -> float:
         raise UserError(f"a threshold needs the scores of some calibration samples, got shape {tuple(scores.shape)}")
     if bool(scores.isnan().any()):
         raise UserError(f"{int(scores.isnan().sum())} of {len(scores)} calibration scores are not a number")
-    allowed = math.floor(Fraction(str(float(fpr))) * (len(scores) + 1))  # the number as typed: 0.29 * 100 is 29
+    allowed = rejected_of(len(scores), fpr)
     if allowed == 0:
         return math.inf
     ordered = scores.sort(descending=True).values

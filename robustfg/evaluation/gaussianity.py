@@ -129,7 +129,8 @@ def against_law(distance: Values, d: int) -> dict[str, Any]:
 
     Returns:
         ``n``; ``ks``, the largest difference of the two distribution functions (Kolmogorov and Smirnov), and
-        ``ks_chance``, which it exceeds for 5 % of as many independent draws; ``mean_ratio``, mean distance over ``d``;
+        ``ks_chance``, which it exceeds for 5 % of as many independent draws. Distances by a sample's own mean and
+        covariance are not independent and exceed it less often. ``mean_ratio``, mean distance over ``d``;
         ``qq``, quantiles ``expected`` and ``found`` at the same probabilities.
     """
     n = len(distance)

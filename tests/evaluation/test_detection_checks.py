@@ -11,6 +11,7 @@ from robustfg.evaluation.detection.checks import (
     adaptive_dominates,
     detector_graph,
     detector_verdict,
+    effort,
     half_epsilon,
     realised_fpr,
     split_hygiene,
@@ -105,6 +106,10 @@ def test_the_graph_check_tells_no_gradient_from_one_that_misleads():
 
 def check(name, status):
     return Check(name, status, 1, 2, name)
+
+
+def test_a_white_box_of_few_steps_claims_nothing():
+    assert (effort(29).status, effort(30).status) == ("fail", "pass")
 
 
 def test_only_a_white_box_on_a_verified_evaluation_with_all_checks_passed_is_verified():

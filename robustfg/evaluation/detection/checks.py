@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import pyarrow as pa
 
+from robustfg.detectors.threshold import rejected_of
 from robustfg.evaluation.checks.base import Check, Status
 from robustfg.evaluation.checks.judge import TOLERATED
-from robustfg.evaluation.detection.operating import Values, expected_rate, rejected_of, surprise
+from robustfg.evaluation.detection.operating import Values, expected_rate, surprise
 from robustfg.evaluation.detection.probes import DIFFERENCE, GRADIENT
 from robustfg.evaluation.detection.readings import Readings
 from robustfg.evaluation.records import column
@@ -16,6 +17,8 @@ SURPRISING = 0.01
 """p-value under which the realised false-positive rate does not fit the calibrated one."""
 MISTAKEN = 0.2
 """Share of samples whose gradient may mistake how the score changes, as of the classifier's margin."""
+LEAST_STEPS = 30
+"""Steps of every white-box attack under which its failures say nothing."""
 NO_CLAIM = "no claim: no white-box attack was run"
 
 
@@ -45,11 +48,17 @@ def adaptive_dominates(readings: Readings, white_box: Sequence[str], weaker: Seq
     return Check("adaptive_dominates", "fail" if exceeds(count, n, TOLERATED) else "pass", count, n, detail)
 
 
+def effort(steps: int) -> Check:
+    """Whether the white box was given enough steps for its failures to count."""
+    detail = f"every white-box attack may take {LEAST_STEPS} steps: evaluation.detection.steps"
+    return Check("effort", "pass" if steps >= LEAST_STEPS else "fail", max(0, LEAST_STEPS - steps), LEAST_STEPS, detail)
+
+
 def split_hygiene(keys: Mapping[str, Iterable[str]]) -> Check:
     """Whether the samples fitted on, calibrated on and tested on are different ones."""
     fitted, calibrated, tested = (set(keys[split]) for split in ("train", "val", "test"))
     shared = (fitted & calibrated) | (fitted & tested) | (calibrated & tested)
-    detail = "no sample is in two of the splits that detectors are fitted, calibrated and tested on"
+    detail = "no file is listed in two of the splits that detectors are fitted, calibrated and tested on"
     return Check("split_hygiene", "fail" if shared else "pass", len(shared), len(fitted | calibrated | tested), detail)
 
 

@@ -5,23 +5,22 @@ new input from where they came is then rejected at a rate that is distributed li
 distribution of the scores; a lower one where scores are tied.
 """
 
+import itertools
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import beta, betabinom
 
+from robustfg.detectors.threshold import rejected_of
+
 Values = NDArray[np.float64]
-
-
-def rejected_of(n: int, fpr: float) -> int:
-    """k, the number of calibration scores that the threshold rejects."""
-    return math.floor(fpr * (n + 1) + 1e-9)
 
 
 def needed(fpr: float) -> int:
     """Calibration scores without which nothing may be rejected at this rate."""
-    return math.ceil(1 / fpr - 1e-9) - 1
+    least = max(1, math.ceil(1 / fpr) - 2)
+    return next(n for n in itertools.count(least) if rejected_of(n, fpr))
 
 
 def thresholds(score: Values, weight: NDArray[np.int64], fpr: float) -> Values:

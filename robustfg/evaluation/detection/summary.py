@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from robustfg.evaluation.detection.operating import Values, expected_rate, rejected_of, thresholds
+from robustfg.detectors.threshold import rejected_of
+from robustfg.evaluation.detection.operating import Values, expected_rate, thresholds
 from robustfg.evaluation.detection.ranking import detected, ranking
 from robustfg.evaluation.detection.readings import Images, Readings
 from robustfg.evaluation.detection.redraws import DRAWS, interval, redraws
@@ -132,7 +133,10 @@ class DetectorSummary:
         return {"tau": tau if np.isfinite(tau) else None, **told, "accepted": int(accepted.sum())}
 
     def _joint_interval(self, standing: Standing) -> list[float] | None:
-        robust = standing.robust(thresholds(self.calibration, self.redrawn, self.fpr))
+        # Searches ended at the lowest threshold that is told: below it, what they reached above counts as well.
+        lowest = min(self._tau(level) for level in (self.fpr, *self.levels))
+        redrawn = thresholds(self.calibration, self.redrawn, self.fpr)
+        robust = standing.robust(redrawn) & standing.robust(np.maximum(redrawn, lowest))
         return interval((robust * self.test).sum(1) / len(self.readings.label))
 
     def _ranking(self, images: Images) -> dict[str, Any]:

@@ -117,10 +117,11 @@ class Watch(Unwatched):
     def _attackers(self, name: str, also: Sequence[str]) -> Attackers:
         joint = {model: list(attacks) for model, attacks in self.by_detector[name].items() if model != FORCED}
         forced = list(self.by_detector[name].get(FORCED, {}))
+        others = [attack for attack in self.attacks if attack not in self.by_detector[name].get(WHITE_BOX, {})]
         own = {SEMI_WHITE_BOX: list(self.suite), **joint}
         union = {SEMI_WHITE_BOX: [*self.suite, *also], **joint}
         if WHITE_BOX in joint:
-            union[WHITE_BOX] = [*dict.fromkeys([name for names in union.values() for name in names]), *forced]
+            union[WHITE_BOX] = [*self.suite, *also, *joint[WHITE_BOX], *others]  # whoever was aimed at: all were tried
         radius = {name: attack.threat.radius for name, attack in (self.suite | self.attacks).items()}
         return Attackers(union, own, SEMI_WHITE_BOX, forced, radius)
 
@@ -136,13 +137,14 @@ class Watch(Unwatched):
     ) -> list[Check]:
         readings, tau = numbers.readings, numbers.tau
         own = attackers.own.get(WHITE_BOX, [])
-        weaker = [attack for model, names in attackers.joint.items() if model != WHITE_BOX for attack in names]
+        weaker = [attack for names in attackers.joint.values() for attack in names if attack not in own]
         claimed = numbers.claim(WHITE_BOX if own else SEMI_WHITE_BOX)
         return [
             checks.detector_graph(table, name),
             checks.adaptive_dominates(readings, own, weaker, tau),
             checks.realised_fpr(readings.clean[readings.right], tau, numbers.calibration, self.detection.fpr),
             checks.half_epsilon(claimed["ci95"][0], known, claimed["n"]),
+            checks.effort(self.detection.steps),
         ]
 
     def write(self, folder: Path) -> None:
