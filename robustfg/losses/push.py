@@ -45,9 +45,10 @@ class Push(Survey):
         latent = self.head.add_on(feature_map)
         prototypes, (height, width) = self.head.prototypes, latent.shape[2:]
         rows = latent.flatten(2).transpose(1, 2)
-        weights = None if self.attention is None else self.attention(feature_map).flatten(1).double()
+        # A dead map without epsilon is NaN: nothing is to be seen there.
+        weights = None if self.attention is None else self.attention(feature_map).flatten(1).double().nan_to_num(0.0)
         used = prototypes.used().double()
-        members = [(prototypes.classes == k).nonzero().flatten() for k in range(prototypes.num_classes)]
+        members = {k: (prototypes.classes == k).nonzero().flatten() for k in set(label.tolist())}
         positions = torch.arange(height * width, device=rows.device)
         for sample, (own, image) in enumerate(zip(label.tolist(), index.tolist(), strict=True)):
             vectors = used[members[own]]
