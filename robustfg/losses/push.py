@@ -45,9 +45,8 @@ class Push(Survey):
         latent = self.head.add_on(feature_map)
         prototypes, (height, width) = self.head.prototypes, latent.shape[2:]
         rows = latent.flatten(2).transpose(1, 2)
-        weights = None  # a dead map without attention_epsilon is NaN: no evidence
-        if self.attention is not None:
-            weights = self.attention(feature_map).flatten(1).double().nan_to_num(nan=0.0)
+        # A dead map without epsilon is NaN: nothing is to be seen there.
+        weights = None if self.attention is None else self.attention(feature_map).flatten(1).double().nan_to_num(0.0)
         used = prototypes.used().double()
         members = {k: (prototypes.classes == k).nonzero().flatten() for k in set(label.tolist())}
         positions = torch.arange(height * width, device=rows.device)

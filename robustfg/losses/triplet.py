@@ -27,11 +27,12 @@ def hardest(distance: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
 
 def semi_hard(distance: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
     """For every pair of one class the nearest negative beyond the positive, else the farthest (Schroff et al. 2015)."""
-    anchor, positive = (same & ~_itself(same)).nonzero(as_tuple=True)
-    to_positive, row = distance[anchor, positive], distance[anchor]
-    beyond = row.masked_fill(same[anchor] | (row <= to_positive[:, None]), torch.inf).amin(1)
-    farthest = row.masked_fill(same[anchor], -torch.inf).amax(1)
-    return to_positive, torch.where(beyond.isinf(), farthest, beyond)
+    positive = same & ~_itself(same)
+    negative = distance.masked_fill(same, torch.inf).sort(1).values
+    first_beyond = torch.searchsorted(negative.detach(), distance.detach(), right=True)
+    beyond = F.pad(negative, (0, 1), value=torch.inf).gather(1, first_beyond)
+    farthest = distance.masked_fill(same, -torch.inf).amax(1, keepdim=True)
+    return distance[positive], torch.where(beyond.isinf(), farthest, beyond)[positive]
 
 
 def _itself(same: Tensor) -> Tensor:
@@ -80,7 +81,8 @@ class Triplet(Softmax):
 
     def loss(self, output: Output, label: Tensor) -> dict[str, Tensor]:
         entropy = super().loss(output, label)["loss"]
-        with torch.autocast(output.embedding.device.type, enabled=False):  # half precision loses small distances
+        # Never in half precision: a distance is a small difference of large numbers.
+        with torch.autocast(label.device.type, enabled=False):
             unit = F.normalize(output.embedding.float(), dim=1)
             distance = (2 - 2 * unit @ unit.t()).clamp_min(0)
         positive, negative = MINING[self.mining](distance, label[:, None] == label)

@@ -65,10 +65,7 @@ class PhaseChange(pl.Callback):
             return
         phase, (optimizer,) = self.plan.phases[index], trainer.optimizers
         if index >= self.begun:
-            shapes = [parameter.shape for parameter in pl_module.parameters()]
-            self._survey(phase, trainer)
-            if shapes != [parameter.shape for parameter in pl_module.parameters()]:
-                _wrap_again(trainer, pl_module)
+            self._survey(phase, trainer, pl_module)
             if phase.fresh_optimizer:
                 optimizer.state.clear()
             for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -82,10 +79,15 @@ class PhaseChange(pl.Callback):
         for parameter in pl_module.parameters():
             parameter.requires_grad_(True)
 
-    def _survey(self, phase: Phase, trainer: pl.Trainer) -> None:
+    def _survey(self, phase: Phase, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for name in phase.surveys[self.surveyed :]:
+            shapes = {parameter: parameter.shape for parameter in pl_module.parameters()}
             found = conduct(name, trainer, self.backbone, self.loss)
             self.surveyed += 1
+            if resized := [parameter for parameter, shape in shapes.items() if parameter.shape != shape]:
+                for parameter in resized:
+                    trainer.optimizers[0].state.pop(parameter, None)
+                _wrap_again(trainer, pl_module)
             told = {f"survey/{name}/{key}": value for key, value in found.items()}
             for logger in trainer.loggers if told else ():
                 logger.log_metrics({"epoch": trainer.current_epoch, **told}, step=trainer.global_step)

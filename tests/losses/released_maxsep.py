@@ -4,22 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from commands import config_of
 from torch import nn
 
-from robustfg.losses import MaximalSeparation
+from robustfg.config import build
 
 GOLDEN = np.load(Path(__file__).parent.parent / "data" / "maxsep_official.npz")
 MEAN = torch.tensor((0.485, 0.456, 0.406), dtype=torch.float64).view(3, 1, 1)
 STD = torch.tensor((0.229, 0.224, 0.225), dtype=torch.float64).view(3, 1, 1)
-RELEASED = {
-    "attention_epsilon": 0.0,
-    "dropout_in_maps": True,
-    "attention_over_batch": True,
-    "true_class_attention": False,
-    "detach_attention": False,
-    "clamp_prototypes": False,
-    "push_by_evidence": False,
-}
 OURS = {
     "add_on_layers": "prototype.add_on",
     "prototype_vectors": "prototype.prototypes.vectors",
@@ -36,8 +28,10 @@ def golden(name):
 def released_loss(**changes):
     """The loss module with the released weights, in eval mode."""
     classes, per_class = int(GOLDEN["num_classes"]), int(GOLDEN["prototypes_per_class"])
-    options = {"prototypes_per_class": per_class, "prototype_depth": 8} | RELEASED | changes
-    module = MaximalSeparation(channels=16, num_classes=classes, **options).double().eval()
+    node = config_of("train", "loss=maxsep_released")["loss"]
+    options = {key: value for key, value in node.items() if key != "phases"}
+    options |= {"prototypes_per_class": per_class, "prototype_depth": 8} | changes
+    module = build(options, "loss", channels=16, num_classes=classes).double().eval()
     for theirs, ours in named_parameters():
         parameter = module.get_parameter(ours)
         parameter.data = golden(f"state/{theirs}").view_as(parameter)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from released_maxsep import GOLDEN, MEAN, STD, Released, golden, named_parameters
+from released_maxsep import GOLDEN, MEAN, STD, Released, golden, named_parameters, released_loss
 
 from robustfg.attacks import CrossEntropy, GradientAttack, Linf, Momentum, OnHead, Steepest, Summed
 from robustfg.models.evidence import CHUNK, distances_by_chunk
@@ -116,3 +116,11 @@ def test_every_attack_ends_where_the_released_one_does(name, branch):
     )  # fmt: skip
     found = attack(Released(head=HEADS[branch]), golden("x"), LABEL)
     assert close(found, golden(f"attack/{name}/{branch}/adv"), 1e-7)
+
+
+def test_the_option_file_is_the_released_code_where_the_golden_numbers_cannot_tell():
+    module = released_loss()
+    assert module.attention_epsilon == 0  # the file has no dead map
+    assert module.attention.dropout_in_maps  # and was made in eval mode
+    assert not module.prototype.prototypes.clamped
+    assert not module.push_by_evidence  # nor is there a push in it

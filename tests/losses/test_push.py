@@ -108,6 +108,30 @@ def test_a_pushed_prototype_is_at_no_distance_from_its_patch():
     assert again["distinct"] == pytest.approx(len(places) / 6)
 
 
+@pytest.mark.parametrize("by_evidence", [False, True])
+def test_of_equal_patches_in_several_batches_that_of_the_smallest_id_wins(by_evidence):
+    module = loss(by_evidence)
+    image = samples(1, 0)[0]
+    survey, label = module.survey("push"), torch.tensor([1])
+    for index in (9, 3, 5):
+        survey.see(image, label, torch.tensor([index]))
+    survey.conclude([survey.findings()])
+    assert module.prototype.prototypes.image.tolist() == [-1, -1, 3, 3, -1, -1]
+
+
+def test_an_image_with_a_dead_map_is_taken_only_where_there_is_no_other():
+    module = loss(True)
+    module.attention_epsilon = 0.0
+    module.attention.agnostic.weight.data.fill_(1.0)
+    module.attention.agnostic.bias.data.zero_()
+    maps, label = samples(2, 0)[0], torch.tensor([0, 0])
+    maps[0] = -1.0  # rectified to nothing
+    assert module(maps).maps["attention"].isnan().flatten(1).all(1).tolist() == [True, False]
+    for chosen, expected in (([0, 1], 8), ([0], 2)):
+        pushed(module, maps[chosen], label[chosen], torch.tensor([2, 8])[chosen], 1, range(len(chosen)))
+        assert module.prototype.prototypes.image[:PER_CLASS].tolist() == [expected] * PER_CLASS
+
+
 def test_no_process_found_anything():
     module = loss(False)
     assert Push(module.prototype).conclude([{}, {}]) == {"distance": 0.0, "distinct": 0.0}

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 
 from robustfg.errors import UserError
 from robustfg.losses import Triplet
+from robustfg.losses.triplet import semi_hard
 
 
 def naive(feature, label, margin, mining):
@@ -37,6 +38,39 @@ def test_triplets_are_those_of_a_loop_over_anchors(mining, seed):
     assert float(terms["triplet"].detach()) == pytest.approx(expected, rel=1e-4, abs=1e-6)
     entropy = F.cross_entropy(output.logits, label)
     assert float(terms["loss"].detach()) == pytest.approx(float(entropy.detach()) + 0.7 * expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("mining", ["hard", "semi_hard"])
+def test_half_precision_around_does_not_reach_the_distances(mining):
+    module = Triplet(channels=8, num_classes=3, mining=mining)
+    feature_map = 1 + 0.1 * torch.randn(9, 8, 2, 2, generator=torch.Generator().manual_seed(0))
+    label, output = torch.arange(9) % 3, module(feature_map)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = module.loss(output, label)["triplet"]
+    assert torch.equal(found, module.loss(output, label)["triplet"])
+
+
+def test_semi_hard_triplets_hold_nothing_larger_than_the_table_of_distances():
+    label = torch.arange(60) % 2  # 30 positives an anchor
+    feature, kept = torch.randn(60, 4, generator=torch.Generator().manual_seed(0)).requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor.numel()) or tensor, lambda t: t):
+        semi_hard(torch.cdist(feature, feature), label[:, None] == label)
+    assert 0 < max(kept) <= 61 * 60
+
+
+def test_the_gradient_of_semi_hard_triplets_is_that_of_a_loop_over_pairs():
+    label = torch.tensor([0, 1, 0, 2, 1, 0, 2, 0])
+    feature = torch.randn(8, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64).requires_grad_()
+    distance = (feature[:, None] - feature).square().sum(2)
+    positive, negative = semi_hard(distance, label[:, None] == label)
+    expected = []
+    for a, p in ((a, p) for a in range(8) for p in range(8) if a != p and label[a] == label[p]):
+        others = distance[a][label != label[a]]
+        beyond = others[others > distance[a, p]]
+        expected.append((distance[a, p], beyond.min() if len(beyond) else others.max()))
+    ours, theirs = (positive - 2 * negative).sum(), sum(p - 2 * n for p, n in expected)
+    assert torch.allclose(positive, torch.stack([p for p, _ in expected]))
+    assert torch.allclose(*(torch.autograd.grad(total, feature, retain_graph=True)[0] for total in (ours, theirs)))
 
 
 @pytest.mark.parametrize("mining", ["hard", "semi_hard"])

@@ -3,12 +3,16 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from small_classifiers import guard, pgd, trainer
+from small_classifiers import Backbone, guard, pgd, trainer
 from small_phases import ClassMeans, Means, classifier, data, fitted, phases
 from toy import SIZE, Convolutions
 from two_ranks import found_by_two
 
+from robustfg.classifier import Classifier
 from robustfg.errors import UserError
+from robustfg.losses import ProtoPNet
+from robustfg.losses.prune import Prune
+from robustfg.losses.push import Push
 from robustfg.training import Fast, Phase, Phases
 from robustfg.training.callbacks import SaveOnInterrupt, WarmedEma
 
@@ -236,6 +240,36 @@ def test_a_survey_broken_off_is_begun_again_on_the_old_weights(whole, where, tmp
             fitted(classifier(phases(), Convolutions, dropout=0.5), callbacks=[keep], **SINGLE)
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["global_step"] == 18
     assert same(whole, resumed(tmp_path / "last.ckpt"))
+
+
+def pruned_later(surveys):
+    """A classifier with prototypes of which a survey forgets some, while momentum goes on."""
+    torch.manual_seed(0)
+    plan = Phases((Phase(name="all", epochs=1), Phase(name="fewer", epochs=1, surveys=surveys)))
+    loss = ProtoPNet(channels=6, num_classes=5, prototypes_per_class=4, prototype_depth=3)
+    return Classifier(
+        backbone=Backbone(), loss=loss, num_classes=5,
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.01, momentum=0.9), phases=plan,
+    )  # fmt: skip
+
+
+def interrupted(survey):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("surveys", [["push", "prune"], ["prune", "push"]])
+def test_momentum_of_what_a_survey_has_resized_is_forgotten_and_of_all_else_kept(surveys, tmp_path, monkeypatch):
+    notes = noted(model := pruned_later(surveys), max_epochs=2, **SINGLE)
+    assert len(model.loss.prototype.prototypes) < 20
+    assert notes.weights[11]["loss.prototype.last_layer.weight"].shape == (5, len(model.loss.prototype.prototypes))
+    keep = SaveOnInterrupt(tmp_path / "last.ckpt")
+    with monkeypatch.context() as patch:  # the second survey is broken off, when the first may have pruned already
+        patch.setattr({"push": Push, "prune": Prune}[surveys[1]], "findings", interrupted)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            fitted(pruned_later(surveys), callbacks=[keep], max_epochs=2, **SINGLE)
+    again, last = pruned_later(surveys), tmp_path / "last.ckpt"
+    trainer(max_epochs=2, limit_train_batches=6, **SINGLE).fit(again, data(), ckpt_path=last, weights_only=True)
+    assert same(model, again)
 
 
 def test_a_run_is_not_continued_under_other_spans(tmp_path):

@@ -37,6 +37,34 @@ def test_protopnets_joint_rates_are_those_of_a_steplr_stepped_before_every_epoch
     assert found == pytest.approx(stepped_first(rate, 5, 16))
 
 
+def told_of(phase):
+    """Epochs, learning rates of what is trained, weight decays of what decays, coefficients, surveys."""
+    return (
+        phase.epochs, {group: rate for group, rate in phase.lr.items() if rate},
+        {group: decay for group, decay in phase.weight_decay.items() if decay}, phase.coefficients, list(phase.surveys),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", ["maxsep", "maxsep_released"])
+def test_maximal_separations_phases_are_those_of_the_released_code(loss):
+    plan, heads = plan_of(loss), {"add_on": 3e-3, "prototypes": 3e-3, "attention": 3e-3}
+    decays = {"add_on": 1e-3, "attention": 1e-3}
+    assert {phase.name: told_of(phase) for phase in plan.phases} == {
+        "warm": (5, heads, decays, {"cluster": 0, "separation": 0}, []),
+        "joint": (26, {"backbone": 1e-4, **heads}, {"backbone": 1e-3, **decays}, {}, []),
+        "last_layer": (21, {"last_layer": 1e-4}, {}, {}, ["push"]),
+    }
+    groups = {"backbone", "last_layer", *heads}
+    assert all(set(phase.lr) == groups for phase in plan.phases)  # what is left out would train at optimizer.lr
+    for phase in plan.phases:  # and decay by optimizer.weight_decay
+        assert set(phase.weight_decay) == {group for group, rate in phase.lr.items() if rate}
+    assert rates_in(plan, "add_on", ["joint"]) == pytest.approx(stepped_first(3e-3, 10, 26))
+    assert rates_in(plan, "add_on", ["joint"]) == pytest.approx([3e-3] * 9 + [3e-4] * 10 + [3e-5] * 7)
+    assert rates_in(plan, "last_layer", ["last_layer"]) == pytest.approx([1e-4] * 7 + [1e-5] * 7 + [1e-6] * 7)
+    assert [phase.frozen_norms for phase in plan.phases] == ([True] * 3 if loss == "maxsep" else [False, True, False])
+    assert [phase.fresh_optimizer for phase in plan.phases] == [False, True, True]  # an optimizer of its own each
+
+
 @pytest.mark.parametrize("loss", ["maxsep", "protopnet"])
 @pytest.mark.parametrize("file", ["loss/{loss}.yaml", "data/augment/papers.yaml"])
 def test_the_epochs_told_for_the_thirtyfold_set_stretch_every_phase_by_thirty(loss, file):
