@@ -135,30 +135,3 @@ def test_an_image_with_a_dead_map_is_taken_only_where_there_is_no_other():
 def test_no_process_found_anything():
     module = loss(False)
     assert Push(module.prototype).conclude([{}, {}]) == {"distance": 0.0, "distinct": 0.0}
-
-
-@pytest.mark.parametrize("ids", [[9, 3, 5], [3, 9, 5], [5, 9, 3]])
-def test_of_equal_patches_in_several_batches_that_of_the_smallest_id_is_taken(ids):
-    module = loss(by_evidence=False)
-    maps, label = torch.randn(1, 5, HEIGHT, WIDTH), torch.zeros(1, dtype=torch.int64)
-    survey = module.survey("push")
-    for number in ids:
-        survey.see(maps, label, torch.tensor([number]))
-    module.survey("push").conclude([survey.findings()])
-    own = module.prototype.prototypes.classes == 0
-    assert module.prototype.prototypes.image[own].tolist() == [3] * PER_CLASS
-
-
-def test_a_dead_map_without_an_epsilon_is_no_evidence_and_no_error():
-    torch.manual_seed(0)
-    module = MaximalSeparation(
-        channels=5, num_classes=CLASSES, prototypes_per_class=PER_CLASS, prototype_depth=4, attention_epsilon=0.0
-    ).eval()
-    maps, label = -torch.ones(1, 5, HEIGHT, WIDTH), torch.zeros(1, dtype=torch.int64)  # nothing is left by the ReLU
-    with torch.no_grad():
-        module.attention.agnostic.bias.zero_()
-    assert module(maps).maps["attention"].isnan().all()
-    survey = module.survey("push")
-    survey.see(maps, label, torch.tensor([7]))
-    module.survey("push").conclude([survey.findings()])
-    assert module.prototype.prototypes.vectors.isfinite().all()
