@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.errors import UserError
-from robustfg.models.straight_through import straight_through
+from robustfg.straight_through import straight_through
 
 Surrogate = Callable[[Tensor], Tensor]
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustfg.errors import UserError
-from robustfg.models.straight_through import straight_through
+from robustfg.straight_through import straight_through
 
 
 class BitDepth(nn.Module):

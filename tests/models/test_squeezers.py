@@ -5,7 +5,7 @@ import torch
 
 from robustfg.errors import UserError
 from robustfg.models.squeezers import BitDepth, MedianFilter
-from robustfg.models.straight_through import straight_through
+from robustfg.straight_through import straight_through
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5])
