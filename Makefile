@@ -30,7 +30,7 @@ type: $(READY) ## static types
 	$(BIN)/mypy
 
 bench: $(READY) ## speed and memory beside plain PyTorch and other libraries, as ratios; fails over a limit
-	for file in benchmarks/loss.py benchmarks/maxsep.py benchmarks/attack_speed.py; do $(BIN)/python $$file || exit 1; done
+	for file in benchmarks/loss.py benchmarks/maxsep.py benchmarks/detectors.py benchmarks/attack_speed.py; do $(BIN)/python $$file || exit 1; done
 
 wheel: $(READY) ## build dist/*.whl
 	$(BIN)/python -m build --wheel --no-isolation

@@ -15,8 +15,13 @@ from robustfg.classifier import Classifier
 from robustfg.config import build, refuse_untrusted_config
 from robustfg.data.annotations import privileged_of
 from robustfg.data.datamodule import DataModule
+from robustfg.data.samples import FitSquare
+from robustfg.data.source import Source
+from robustfg.data.unknown import Unknown
+from robustfg.detectors import Detector
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
+from robustfg.evaluation.detection import Detection
 from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.losses import Softmax
 from robustfg.models import PublishedBackbone
@@ -117,17 +122,29 @@ def surrogate_of(path: str, option: str, classes: tuple[str, ...], trust: tuple[
     place = Path(path).expanduser()
     checkpoint = Checkpoint.read(place / "checkpoints" / "best.ckpt" if place.is_dir() else place, option)
     checkpoint.expect_classes(classes)
+    classifier = restored_of(checkpoint, trust)
+    return {"surrogate": classifier, "surrogate_name": f"{path}, weights {weights_sha256(classifier)[:12]}"}
+
+
+def restored_of(checkpoint: Checkpoint, trust: tuple[str, ...]) -> Classifier:
+    """A checkpoint's classifier with its weights, in eval mode; only what is ours or trusted is instantiated."""
     stored = checkpoint.config
     refuse_untrusted_config(stored, trust)
     model = stored["model"] | {"pretrained": False, "weights": None}  # the file's own weights follow
     classifier = classifier_of(stored | {"model": model}, checkpoint.classes)
     checkpoint.load_into(classifier)
-    return {"surrogate": classifier.eval(), "surrogate_name": f"{path}, weights {weights_sha256(classifier)[:12]}"}
+    return classifier.eval()
+
+
+def fit_square_of(data: Mapping[str, Any]) -> FitSquare:
+    """How a data module of this node brings an image to the size of the network."""
+    given = {key: data[key] for key in ("crop_ratio", "keep_aspect") if key in data}
+    return FitSquare(size=data["image_size"], **given)
 
 
 def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessEvaluation:
     """The robustness evaluation of ``trainer.test``."""
-    node = {key: value for key, value in config["evaluation"].items() if key != "validation"}
+    node = {key: value for key, value in config["evaluation"].items() if key not in ("validation", "detection")}
     make = build(node | {"_partial_": True}, "evaluation")
     names = {"model": config["model"].get("name"), "loss": "own head", **config["names"]}
     about = {
@@ -142,10 +159,45 @@ def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessE
     data_node = {k: v for k, v in config["data"].items() if k not in loading}
     context = {"data": data_node, "model": config["model"], "head": head}
     evaluation = make(
-        attacks=attacks_of(config, data.classes, data.source.genera), folder=folder, about=about, context=context
-    )
+        attacks=attacks_of(config, data.classes, data.source.genera), folder=folder, about=about, context=context,
+        detection=detection_of(config, data),
+    )  # fmt: skip
     assert isinstance(evaluation, RobustnessEvaluation)
     return evaluation
+
+
+def detectors_of(config: Config) -> dict[str, Detector]:
+    """The chosen detectors by name, not yet fitted."""
+    nodes = config.get("detector") or {}
+    return {name: build(node, f"detector.{name}") for name, node in nodes.items()}
+
+
+def unknown_of(config: Config, known: Source) -> dict[str, Unknown]:
+    """The chosen sets of unknown images by name."""
+    nodes = config.get("unknown") or {}
+    return {name: build(node, f"unknown.{name}", known=known) for name, node in nodes.items()}
+
+
+def detection_of(config: Config, data: DataModule) -> Detection | None:
+    """What is asked about the chosen detectors; None where none is chosen."""
+    detectors, unknown = detectors_of(config), unknown_of(config, data.source)
+    if not detectors:
+        if unknown:
+            raise UserError(
+                "unknown: images are told from known ones by a detector; choose one such as detector=energy, or leave "
+                "unknown out"
+            )
+        return None
+    node, option = config["evaluation"]["detection"], "evaluation.detection"
+    surrogate: dict[str, Any] = {}
+    if node["surrogate"] is not None:
+        trusted = tuple(config.get("trust", ()))
+        surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", data.classes, trusted)
+    rest = {key: value for key, value in node.items() if key != "surrogate"}
+    make = build(rest | {"_partial_": True}, option)  # the nodes are to be kept as they are
+    detection = make(detectors=detectors, nodes=config["detector"], unknown=unknown, **surrogate)
+    assert isinstance(detection, Detection)
+    return detection
 
 
 def validation_of(config: Config, data: DataModule) -> list[pl.Callback]:

@@ -1,8 +1,9 @@
 """The LightningModule: a backbone, a loss module and a training regime."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -20,6 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.models import Backbone
+from robustfg.models.taps import with_layers
 from robustfg.training import Constant, PhaseChange, Phases, Regime, Schedule, Standard
 from robustfg.training.gather import gathered
 from robustfg.training.phases import parameter_groups
@@ -69,10 +71,20 @@ class Classifier(pl.LightningModule):
         self._replayed: list[tuple[Batch, int]] = []  # the batches of the present optimizer step
         self._revisiting = False
 
-    def forward(self, image: Tensor) -> Output:
-        """Classifies images ``(B, 3, H, W)`` in [0, 1]."""
-        output: Output = self.loss(self.backbone(image))
-        return output
+    def forward(self, image: Tensor, layers: Sequence[str] = ()) -> Output:
+        """Classifies images ``(B, 3, H, W)`` in [0, 1].
+
+        Args:
+            image: the images.
+            layers: parts of the backbone's network whose features are wanted in ``Output.layers``.
+        """
+        output: Output
+        if not layers:
+            output = self.loss(self.backbone(image))
+            return output
+        feature_map, found = with_layers(self.backbone, image, layers)
+        output = self.loss(feature_map)
+        return replace(output, layers=found)
 
     def anomaly(self, output: Output) -> Tensor:
         """How abnormal the input looks, ``(B,)``, higher is more abnormal; the loss module's own score."""

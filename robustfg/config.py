@@ -21,7 +21,7 @@ _PACKAGE = Path(__file__).parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 """The config tree: inside the package in a wheel, beside it in a checkout."""
 
-TRUSTED = tuple(f"robustfg.{package}." for package in ("attacks", "data", "losses", "models", "training"))
+TRUSTED = tuple(f"robustfg.{package}." for package in ("attacks", "data", "detectors", "losses", "models", "training"))
 TRUSTED_CLASSES = {
     "torch.optim": {"Adam", "AdamW", "SGD"},
     "torchvision.transforms.v2": {
@@ -38,7 +38,7 @@ INSTANTIATED = ("data", "model", "loss", "training", "optimizer", "scheduler")
 
 @dataclass
 class Root:
-    """Options of both commands outside the groups; every other key is refused."""
+    """Options of training and evaluation outside the groups; every other key is refused."""
 
     seed: int = MISSING
     run_name: str = MISSING
@@ -48,10 +48,12 @@ class Root:
     model: Any = MISSING
     loss: Any = None
     attack: Any = MISSING
+    detector: Any = None
     evaluation: Any = MISSING
     trainer: Any = MISSING
     logger: Any = None
     experiment: Any = None
+    unknown: Any = None
 
 
 @dataclass
@@ -75,11 +77,29 @@ class EvaluateRoot(Root):
     trust: list[str] = field(default_factory=list)
 
 
+@dataclass
+class PredictRoot:
+    """Options of ``robustfg.predict``."""
+
+    checkpoint: str | None = None
+    images: list[str] = field(default_factory=list)
+    detectors: str | None = None
+    fpr: float = MISSING
+    top: int = MISSING
+    format: str | None = None
+    to: str | None = None
+    trust: list[str] = field(default_factory=list)
+    device: str = MISSING
+    batch_size: int | None = None
+    num_workers: int | None = None
+
+
 def register_schemas() -> None:
     """Makes the root schemas known to Hydra, with which the primary configs begin, and the resolver they use."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainRoot)
     store.store(name="evaluate_schema", node=EvaluateRoot)
+    store.store(name="predict_schema", node=PredictRoot)
     OmegaConf.register_new_resolver("total_epochs", total_epochs, replace=True)
 
 

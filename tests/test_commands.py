@@ -3,21 +3,28 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from html.parser import HTMLParser
+from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from commands import config_of, finished, run, start
+from PIL import Image
 
+from robustfg.assemble import data_of
 from robustfg.checkpoint import Checkpoint
+from robustfg.detectors import threshold_at
 from robustfg.train import train
 from robustfg.training.callbacks import SaveOnInterrupt
 
 pytestmark = pytest.mark.process
 shares_a_run = pytest.mark.xdist_group("trained run")
 SAME = ("index", "label", "attack", "restart", "prediction", "correct", "first_success", "forwards", "backwards")
+TWO = ("trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +81,7 @@ def test_checkpoints_hold_plain_containers_only(trained):
     "options",
     [
         ["data.eval_batch_size=61"],
-        ["data.eval_batch_size=7", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"],
+        ["data.eval_batch_size=7", *TWO],
     ],
     ids=["one process", "two gloo processes"],
 )
@@ -95,13 +102,109 @@ def test_evaluation_gives_the_numbers_of_training_on_any_number_of_processes(tra
     assert {check["name"]: check["status"] for check in summary["checks"]}["same_clean"] == "pass"
 
 
+@pytest.fixture(scope="module")
+def pictures(outputs):
+    """A folder of images of nothing, in odd sizes."""
+    folder = outputs / "pictures"
+    folder.mkdir()
+    for number in range(15):
+        pixels = np.random.default_rng(number).integers(0, 256, (9 + number, 14, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def watched(trained, outputs, pictures):
+    """Folders of the same evaluation with detectors and unknown images, by one process and by two."""
+    ways = {"watched-one": ["data.eval_batch_size=24"], "watched-two": ["data.eval_batch_size=7", *TWO]}
+    for name, options in ways.items():
+        done = run(
+            "evaluate", f"checkpoint={trained.folder / 'checkpoints' / 'best.ckpt'}", f"run_name={name}",
+            f"output={outputs}", "detector=[energy,mahalanobis]", "unknown=folder", f"unknown.folder.root={pictures}",
+            "evaluation.checks=0", "evaluation.detection.steps=2", "evaluation.detection.queries=4", "attack=fgsm",
+            "data.max_test_samples=24", *options,
+        )  # fmt: skip
+        assert done.returncode == 0, done.errors
+        assert "Detectors at a false-positive rate of 5 %" in done.output
+        assert "Unknown images" in done.output
+    return [outputs / "evaluations" / name / "robustness" for name in ways]
+
+
+def summaries(folders):
+    return [json.loads((folder / "summary.json").read_text()) for folder in folders]
+
+
+def close(one, two, column):
+    pairs = zip(one[column].to_pylist(), two[column].to_pylist(), strict=True)
+    return max(abs(a - b) / (1 + abs(a)) for a, b in pairs) < 1e-4
+
+
+@shares_a_run
+def test_detectors_are_judged_alike_on_one_and_two_processes(watched):
+    """Rows of attacks that depend on the calibrated threshold included; scores agree to rounding."""
+    one, two = (pq.read_table(folder / "records.parquet") for folder in watched)
+    for column in ("index", "attack", "restart", "correct"):
+        assert one[column].to_pylist() == two[column].to_pylist(), column
+    assert close(one, two, "score/energy")
+    assert close(one, two, "score/mahalanobis")
+    told_one, told_two = (summary["detection"]["detectors"] for summary in summaries(watched))
+    for name, told in told_one.items():
+        for threat, part in told["threats"].items():
+            assert part["joint"]["correct"] == told_two[name]["threats"][threat]["joint"]["correct"]
+
+
+@shares_a_run
+def test_unknown_images_are_judged_alike_on_one_and_two_processes(watched):
+    one, two = (pq.read_table(folder / "unknown.parquet") for folder in watched)
+    assert one["unknown"].to_pylist() == ["folder"] * 15
+    assert one["index"].to_pylist() == two["index"].to_pylist() == list(range(15))
+    assert one["prediction"].to_pylist() == two["prediction"].to_pylist()
+    scores = [f"{kind}/{name}" for kind in ("score", "least") for name in ("energy", "mahalanobis")]
+    assert [close(one, two, column) for column in scores] == [True] * 4
+    told_one, told_two = (summary["unknown"]["folder"] for summary in summaries(watched))
+    assert told_one["ids_sha256"] == told_two["ids_sha256"]
+    for name, told in told_one["detectors"].items():
+        for state, part in told.items():
+            other = told_two["detectors"][name][state]
+            assert part["auroc"] == other["auroc"]
+            assert part["oscr"] == other["oscr"]
+            for ours, theirs in zip(part["accepted"], other["accepted"], strict=True):
+                assert ours["unknown_accepted"] == theirs["unknown_accepted"]
+
+
+@shares_a_run
+def test_predict_accepts_what_the_evaluation_would(trained, watched, tmp_path):
+    """In processes of their own: train, evaluate, predict the same test images as files, by their ids."""
+    checkpoint, fitted = trained.folder / "checkpoints" / "best.ckpt", watched[0] / "detectors.pt"
+    evaluated = pq.read_table(watched[0] / "records.parquet").to_pylist()
+    told = {row["index"]: row for row in evaluated if row["attack"] == "clean"}
+    test = data_of(Checkpoint.read(checkpoint).config).source.test
+    for index in told:
+        Image.fromarray(test.image(index)).save(tmp_path / f"{index}.png")
+    done = subprocess.run(
+        [sys.executable, "-m", "robustfg.predict", f"checkpoint={checkpoint}", f"detectors={fitted}", "fpr=0.5",
+         "format=json", "num_workers=0", str(tmp_path)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = {int(Path(row["image"]).stem): row for row in map(json.loads, done.stdout.splitlines())}
+    assert rows.keys() == told.keys()
+    for name, scores in torch.load(fitted, weights_only=True)["calibration"].items():
+        tau = threshold_at(scores, 0.5)
+        for index, row in rows.items():
+            assert row["class"] == str(told[index]["prediction"])
+            assert row[f"score/{name}"] == pytest.approx(told[index][f"score/{name}"], rel=1e-4, abs=1e-4)
+            assert row[f"accepted/{name}"] == (row[f"score/{name}"] <= tau)
+        assert {row[f"accepted/{name}"] for row in rows.values()} == {True, False}
+
+
 @shares_a_run
 def test_with_a_fixed_batch_one_and_two_processes_find_the_same_perturbations_to_the_last_bit(trained, outputs):
     """Bits are compared through the l2 norm, a float64 sum over the whole perturbation, and what is stored of it."""
     engine = "+attack.pgd_l2.engine={_target_:robustfg.attacks.Engine,fixed_batch:4}"
     ways = {
         "fixed-one": ["data.eval_batch_size=61"],
-        "fixed-two": ["data.eval_batch_size=7", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.strategy=ddp"],
+        "fixed-two": ["data.eval_batch_size=7", *TWO],
     }
     found = []
     for name, options in ways.items():

@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustfg.assemble import OF_THE_SOURCE, attacks_of
+from robustfg.attacks.threat import step_length
 from robustfg.config import CONF, build, plain, refuse_untrusted, register_schemas
 from robustfg.errors import UserError
 
@@ -42,8 +43,10 @@ GIVEN = {  # what the program adds to a node
     "loss": {"channels": 4, "num_classes": 3},
     "evaluation": {"attacks": {}, "folder": "."},
     "evaluation.validation": {"attacks": {}},
+    "evaluation.detection": {"detectors": {}, "nodes": {}},
     "attack": {"name": "x"},
     "logger": {"save_dir": "."},
+    "unknown": {"known": None},
 }
 
 
@@ -73,13 +76,13 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
         if path.startswith("loss.phases.") and path.count(".") == 2:
             arguments["name"] = "the key"
         if path == "evaluation":
-            arguments.pop("validation")
+            arguments = {key: value for key, value in arguments.items() if key not in ("validation", "detection")}
         if path == "data":
             arguments = {key: value for key, value in arguments.items() if key not in OF_THE_SOURCE}
         top = path.split(".")[0]
         if path == "attack.transfer":
             arguments["surrogate_name"] = "given by the program"
-        if path in GIVEN or (top in ("attack", "logger") and path.count(".") == 1):
+        if path in GIVEN or (top in ("attack", "logger", "unknown") and path.count(".") == 1):
             arguments = GIVEN.get(path, GIVEN[top]) | arguments
         if node.get("_partial_"):
             inspect.signature(target).bind_partial(**arguments)
@@ -209,9 +212,9 @@ def test_a_stored_config_of_ours_is_trusted_and_others_on_request(tmp_path, monk
 HEAVY = {"torch", "pytorch_lightning", "timm", "torchvision", "sklearn", "scipy", "matplotlib", "pyarrow", "wandb"}
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("command", "option"), [("train", "epsilon"), ("evaluate", "epsilon"), ("predict", "fpr")])
 @pytest.mark.parametrize("flag", [["--help"], ["--cfg", "job"]])
-def test_help_and_cfg_import_nothing_heavy(command, flag):
+def test_help_and_cfg_import_nothing_heavy(command, option, flag):
     code = (
         "import sys, atexit, runpy\n"
         f"atexit.register(lambda: print('HEAVY', sorted(set(sys.modules) & {HEAVY!r}), len(sys.modules)))\n"
@@ -220,7 +223,7 @@ def test_help_and_cfg_import_nothing_heavy(command, flag):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "epsilon" in done.stdout
+    assert option in done.stdout
     heavy, count = done.stdout.rsplit("HEAVY ", 1)[1].strip().rsplit(" ", 1)
     assert heavy == "[]"
     assert int(count) < 700
@@ -305,3 +308,34 @@ def test_the_suite_for_l1_takes_its_rounds_and_schedules_from_autoattack():
     assert stages["apgd_ce"].larger_first
     assert stages["apgd_t"].larger_first
     assert not stages["square"].rescale_schedule
+
+
+@pytest.mark.parametrize(("regime", "name"), [("ccat", "ccat"), ("mcat", "lkd")])
+def test_recipes_of_ccat_and_mcat_have_the_releases_numbers(regime, name):
+    config = plain(composed("train", f"experiment={regime}"))
+    options = {key: value for key, value in config["training"].items() if key not in ("epochs", "monitor")}
+    made = build(options, "training")
+    attack = made.attack[name]
+    assert step_length(attack.size, attack.threat.radius) == pytest.approx(0.005)
+    assert (attack.steps, attack.momentum, attack.factor) == (40, 0.9, 1.5)
+    assert (attack.random_start, attack.last_iterate) == (True, True)
+    assert (made.rho, config["optimizer"]["lr"], config["data"]["batch_size"]) == (10, 0.075, 100)
+    assert (made.clean_epochs, config["trainer"]["max_epochs"]) == ((60, 131) if regime == "mcat" else (0, 200))
+
+
+def test_the_stages_of_mcat_are_its_phases():
+    config = plain(composed("train", "experiment=mcat"))
+    epochs = {name: phase["epochs"] for name, phase in config["loss"]["phases"].items()}
+    assert epochs == {"stage_1": config["training"]["clean_epochs"], "stage_2": 71}
+    assert sum(epochs.values()) == config["trainer"]["max_epochs"]
+
+
+def test_detectors_go_by_their_own_names_and_all_of_them_stand_together():
+    together = plain(composed("train", "detector=all"))["detector"]
+    alone = {path.stem for path in (CONF / "detector").glob("*.yaml")} - {"all", "gm", "none"}
+    assert set(together) == alone
+    assert list(plain(composed("train", "detector=gm"))["detector"]) == ["likelihood", "mahalanobis"]
+    assert plain(composed("train"))["detector"] == {}
+    for name, node in together.items():
+        refuse_untrusted(node)
+        assert build(node, f"detector.{name}").fit is not None

@@ -1,13 +1,18 @@
 """Attacks, usable without the rest: plain torch, no Lightning, no Hydra, no particular model."""
 
+from robustfg.attacks.acceptance import Reading, ScoreOf
+from robustfg.attacks.against_detector import black_box, white_box
 from robustfg.attacks.apgd import APGD
 from robustfg.attacks.apgd_l1 import L1APGD
+from robustfg.attacks.backtracking import Backtracking
 from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
 from robustfg.attacks.bpda import Bpda, differentiable
 from robustfg.attacks.cascade import Cascade
+from robustfg.attacks.confidence import WrongConfidence
 from robustfg.attacks.cw import CarliniWagner
 from robustfg.attacks.deepfool import DeepFool
+from robustfg.attacks.detector_graph import detector_graph
 from robustfg.attacks.directions import Directions, Gaussian, Rademacher
 from robustfg.attacks.distances import NearestWrongCentre, NearestWrongPrototype
 from robustfg.attacks.ead import ElasticNet
@@ -19,8 +24,17 @@ from robustfg.attacks.fmn import FMN
 from robustfg.attacks.gradient import GradientAttack
 from robustfg.attacks.heads import OnHead, Summed
 from robustfg.attacks.hopskipjump import HopSkipJump
-from robustfg.attacks.joint import Lagrangian, Selective, WrongAndAccepted, WrongAndNear
+from robustfg.attacks.joint import (
+    Accepted,
+    FooledFirst,
+    Selective,
+    TargetedAndAccepted,
+    TargetedAndNear,
+    WrongAndAccepted,
+    WrongAndNear,
+)
 from robustfg.attacks.l0 import L0
+from robustfg.attacks.lagrangian import Lagrangian, LagrangianSearch
 from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.objectives import (
     CrossEntropy,
@@ -33,6 +47,7 @@ from robustfg.attacks.objectives import (
 from robustfg.attacks.presets import BIM, FGSM, MIM, PGD
 from robustfg.attacks.regions import Frame, Patch, Region
 from robustfg.attacks.search import Search
+from robustfg.attacks.selective import SelectivePGD
 from robustfg.attacks.sparse_rs import SparseRS
 from robustfg.attacks.spatial import Rigid, Spatial
 from robustfg.attacks.square import Square
@@ -56,8 +71,10 @@ __all__ = [
     "L2",
     "MIM",
     "PGD",
+    "Accepted",
     "Attack",
     "Attempt",
+    "Backtracking",
     "Bpda",
     "CarliniWagner",
     "Cascade",
@@ -70,12 +87,14 @@ __all__ = [
     "EstimatedGradient",
     "FeatureAttack",
     "FeatureBank",
+    "FooledFirst",
     "Frame",
     "Gaussian",
     "GradientAttack",
     "HopSkipJump",
     "KullbackLeibler",
     "Lagrangian",
+    "LagrangianSearch",
     "Linf",
     "Margin",
     "MinimumNormAttack",
@@ -88,12 +107,15 @@ __all__ = [
     "OnHead",
     "Patch",
     "Rademacher",
+    "Reading",
     "Region",
     "ResizeAndPad",
     "Rigid",
     "ScaledCrossEntropy",
+    "ScoreOf",
     "Search",
     "Selective",
+    "SelectivePGD",
     "Siblings",
     "Smoothing",
     "SparseRS",
@@ -103,6 +125,8 @@ __all__ = [
     "StepRule",
     "Summed",
     "TargetChoice",
+    "TargetedAndAccepted",
+    "TargetedAndNear",
     "TargetedCrossEntropy",
     "TargetedDLR",
     "TargetedMargin",
@@ -113,5 +137,9 @@ __all__ = [
     "UniversalPerturbation",
     "WrongAndAccepted",
     "WrongAndNear",
+    "WrongConfidence",
+    "black_box",
+    "detector_graph",
     "differentiable",
+    "white_box",
 ]

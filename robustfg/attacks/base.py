@@ -8,10 +8,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from robustfg.attacks.acceptance import Reading
 from robustfg.attacks.contract import checked, classes_of
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import Margin, Objective
-from robustfg.attacks.settings import object_settings
+from robustfg.attacks.settings import object_settings, settings_of
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
 
@@ -37,6 +38,9 @@ class Attempt:
     """``(B,)`` bool: the first gradient was all zero or not finite."""
     logits: Tensor | None = None
     """``(B, K)`` logits of the clean images, where this or an earlier round has asked for them; NaN where not."""
+    least: Tensor | None = None
+    """``(B,)`` the smallest value of the watched reading among all wrong predictions seen in this round and before,
+    whatever the decision; infinite where none was wrong. None: nothing is watched."""
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,19 @@ class Task:
 class Attack(ABC):
     """Looks for an image inside a threat model at which a decision goes wrong. Stateless.
 
+    A sample leaves when the decision is won. One run answers for a whole grid of a detector's thresholds if the
+    decision is that at the lowest one and the score is watched: whoever cannot be won there is searched to the end,
+    and is undetected at every threshold not below ``Attempt.least``.
+
     Args:
         threat: the allowed images.
         restarts: independent tries; each attacks the samples that the earlier ones left, and the worst one counts.
         seed: chooses the random numbers, together with ``name``, draw, restart and sample id.
         name: separates the random numbers of different attacks.
         decision: positive where the attacker has won: by default where the prediction is wrong.
+        watch: a reading, such as a detector's score, whose least value among wrong predictions is told as
+            ``Attempt.least``. Unless the decision is won, or the attack looks for small perturbations or last iterates,
+            the image it was seen at is the attempt's.
     """
 
     threat: Threat
@@ -92,6 +103,7 @@ class Attack(ABC):
     seed: int = 0
     name: str = "attack"
     decision: Objective = field(default_factory=Margin)
+    watch: Reading | None = None
 
     def __post_init__(self) -> None:
         if self.restarts < 1:
@@ -114,9 +126,12 @@ class Attack(ABC):
 
     def shown(self) -> Mapping[str, object]:
         """``describe`` with what was changed of the settings that all attacks share; ``summary.json`` holds it."""
-        if self.decision == Margin():
-            return self.describe()
-        return {**self.describe(), "decision": {"name": self.decision.name, **object_settings(self.decision)}}
+        changed: dict[str, object] = {}
+        if self.decision != Margin():
+            changed["decision"] = {"name": self.decision.name, **object_settings(self.decision)}
+        if self.watch is not None:
+            changed["watch"] = settings_of(self.watch)
+        return {**self.describe(), **changed}
 
     def settings(self) -> Mapping[str, object]:
         """All that the attack is, down to the bottom: it tells any two attacks apart that can differ."""

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustfg.errors import UserError
+from robustfg.models.straight_through import straight_through
 
 Surrogate = Callable[[Tensor], Tensor]
 
@@ -38,20 +38,7 @@ class Bpda(nn.Module):
         if stand_in.shape != answer.shape:
             shapes = tuple(answer.shape), tuple(stand_in.shape)
             raise UserError(f"the surrogate must give the module's shape {shapes[0]}, it gives {shapes[1]}")
-        replaced: Tensor = _Replace.apply(answer, stand_in)
-        return replaced
-
-
-class _Replace(torch.autograd.Function):
-    """The first value, with the derivative of the second."""
-
-    @staticmethod
-    def forward(ctx: Any, answer: Tensor, stand_in: Tensor) -> Tensor:
-        return answer.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, gradient
+        return straight_through(answer, stand_in)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from typing import Self
 
 from torch import Tensor
 
+from robustfg.attacks.acceptance import Reading
 from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import Objective
@@ -19,7 +20,7 @@ class Cascade(Attack):
     """The union of several attacks inside one threat model, for the price of the samples that stand.
 
     Its attempts are those of its stages in turn, so what it reports after a stage is the union so far. All stages
-    have the same decision.
+    have the same decision and watch the same reading.
 
     Args:
         attacks: the stages by name, in order.
@@ -28,6 +29,7 @@ class Cascade(Attack):
     attacks: Mapping[str, Attack]
     threat: Threat = field(init=False)
     decision: Objective = field(init=False)
+    watch: Reading | None = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,10 +45,14 @@ class Cascade(Attack):
             if settings_of(other.decision) != settings_of(first.decision):
                 both = f"{first.decision} and {other.decision}"
                 raise UserError(f"{self.name}: all stages need the same decision, got {both}")
+            if settings_of(other.watch) != settings_of(first.watch):
+                both = f"{first.watch} and {other.watch}"
+                raise UserError(f"{self.name}: all stages need the same watch, got {both}")
         stages = {stage: replace(attack, name=f"{self.name}.{stage}") for stage, attack in self.attacks.items()}
         object.__setattr__(self, "attacks", stages)
         object.__setattr__(self, "threat", first.threat)
         object.__setattr__(self, "decision", first.decision)
+        object.__setattr__(self, "watch", first.watch)
 
     @property
     def rounds(self) -> int:

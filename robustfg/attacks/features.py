@@ -1,6 +1,7 @@
 """Attacks in feature space: towards a centre of a wrong class, or towards the feature of a real image of one."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -8,13 +9,14 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from robustfg.attacks.acceptance import Reading
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.freeze import Model, attackable
 from robustfg.attacks.search import Search
 from robustfg.attacks.steps import Steepest, StepRule
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
-from robustfg.types import Output
+from robustfg.types import Output, logits_of
 
 
 def embedding_of(output: Output | Tensor) -> Tensor:
@@ -48,6 +50,39 @@ class FeatureBank:
         """The model's features of given images ``(N, C, H, W)``; give images that it classifies rightly."""
         with attackable(model), torch.no_grad():
             return cls(embedding_of(model(images.detach().clone())).clone(), labels.detach().clone())
+
+    @classmethod
+    def accepted(
+        cls, model: Model, batches: Iterable[Sequence[Tensor]], *, score: Reading, tau: float, per_class: int = 50
+    ) -> Self:
+        """The model's features of images that it classifies rightly and a detector accepts, in the order given.
+
+        Args:
+            model: what is attacked; answers with an ``Output``.
+            batches: images ``(B, C, H, W)`` on the model's device, labels ``(B,)`` and whatever else, such as the
+                training set in a fixed order.
+            score: how abnormal an input looks, ``(B,)``.
+            tau: accepted where the score is at most this.
+            per_class: images kept of every class at the most, the first ones.
+        """
+        features: list[Tensor] = []
+        labels: list[int] = []
+        kept: Counter[int] = Counter()
+        with attackable(model), torch.no_grad():
+            for image, label, *_ in batches:
+                output = model(image.detach().clone())
+                feature, right = embedding_of(output), logits_of(output).argmax(1) == label
+                for row in (right & (score(output) <= tau)).nonzero().flatten().tolist():
+                    known = int(label[row])
+                    if kept[known] < per_class:
+                        kept[known] += 1
+                        features.append(feature[row].clone())
+                        labels.append(known)
+        if len(kept) < 2:
+            raise UserError(
+                f"bank: images of {len(kept)} classes are rightly classified and accepted, need two at least"
+            )
+        return cls(torch.stack(features), torch.tensor(labels, device=features[0].device))
 
     @classmethod
     def read(cls, path: str) -> Self:

@@ -18,7 +18,8 @@ from robustfg.attacks.stem import Stem
 from robustfg.types import logits_of
 
 AGREEMENT = 2e-5
-"""Largest difference of logits, relative to their spread, at which the copy is believed."""
+"""Largest difference at which the copy is believed: of logits, relative to their spread, and of detectors' scores,
+relative to themselves."""
 SAMPLES = 4
 """How many images are compared."""
 
@@ -67,10 +68,14 @@ def _fingerprint(model: nn.Module) -> object:
 
 
 def _agree(model: nn.Module, copy: nn.Module, image: Tensor) -> bool:
-    own, theirs = logits_of(model(image)), logits_of(copy(image))
+    answers = model(image), copy(image)
+    own, theirs = map(logits_of, answers)
     if not isinstance(own, Tensor):  # no classifier's answer: the model's own will be refused
         return False
-    return bool((own - theirs).abs().max() <= AGREEMENT * (own.max() - own.min()))
+    if not bool((own - theirs).abs().max() <= AGREEMENT * (own.max() - own.min())):
+        return False
+    scores, others = ({} if isinstance(answer, Tensor) else answer.scores for answer in answers)
+    return all(bool(((score - others[name]).abs() <= AGREEMENT * score.abs()).all()) for name, score in scores.items())
 
 
 def _fold(model: nn.Module, image: Tensor) -> nn.Module | None:
@@ -90,10 +95,13 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
     calls: dict[nn.Module, int] = {}
     outputs: list[Tensor] = []  # kept alive, so that no identity is given twice
 
-    def after_convolution(module: nn.Module, inputs: object, output: Tensor) -> None:
-        calls[module] = calls.get(module, 0) + 1
-        outputs.append(output)
-        gave[id(output)] = cast(nn.Conv2d, module)
+    def after(module: nn.Module, inputs: object, output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            calls[module] = calls.get(module, 0) + 1
+            outputs.append(output)
+            gave[id(output)] = module
+        if len(module._forward_hooks) > 1:  # someone else listens, and would hear the batch norm as well
+            gave.pop(id(output), None)
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] = calls.get(module, 0) + 1
@@ -101,7 +109,7 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
         if convolution is not None and norm.running_mean is not None:
             pairs[norm] = convolution
 
-    with _watching(model, after_convolution, before_norm):
+    with _watching(model, after, before_norm):
         model(image)
     once = {norm: conv for norm, conv in pairs.items() if calls[norm] == calls[conv] == 1}
     taken = list(once.values())
@@ -109,12 +117,11 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
 
 
 @contextmanager
-def _watching(model: nn.Module, after_convolution: object, before_norm: object) -> Iterator[None]:
+def _watching(model: nn.Module, after: object, before_norm: object) -> Iterator[None]:
     hooks = []
     for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(after_convolution))  # type: ignore[arg-type]
-        elif isinstance(module, nn.BatchNorm2d) and (type(module) is nn.BatchNorm2d or _activated(module)):
+        hooks.append(module.register_forward_hook(after))  # type: ignore[arg-type]
+        if isinstance(module, nn.BatchNorm2d) and (type(module) is nn.BatchNorm2d or _activated(module)):
             hooks.append(module.register_forward_pre_hook(before_norm))  # type: ignore[arg-type]
     try:
         yield

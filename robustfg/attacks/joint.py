@@ -1,33 +1,15 @@
 """Objectives against a classifier and a detector together: wrong *and* accepted. The max-forms are also decisions."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from robustfg.attacks.acceptance import Reading, excess_over, scale_of, squared_distances
+from robustfg.attacks.acceptance import ScoreOf as ScoreOf
 from robustfg.attacks.objectives import Margin, Objective
-from robustfg.errors import UserError
-from robustfg.types import Output, logits_of
-
-Reading = Callable[[Output | Tensor], Tensor]
-
-
-def squared_distances(output: Output | Tensor) -> Tensor:
-    """D_k of a head whose logits are -D_k / 2, ``(B, K)``."""
-    return -2 * logits_of(output)
-
-
-def _scale(tau: float, scale: float | None) -> float:
-    chosen = scale if scale is not None else tau
-    if not chosen > 0:
-        raise UserError(f"scale must be > 0, such as the clean scores' deviation, where tau is not; got {chosen}")
-    return chosen
-
-
-def _excess(score: Tensor, tau: float, scale: float) -> Tensor:
-    """How far a score is above the threshold in units of the scale: negative exactly where ``score <= tau``."""
-    return (score - tau) / scale - torch.finfo(score.dtype).eps * (score <= tau)
+from robustfg.attacks.targeted import TargetedMargin, TargetedObjective
+from robustfg.types import Output
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +35,12 @@ class WrongAndNear:
     name = "wrong_and_near"
 
     def __post_init__(self) -> None:
-        _scale(self.tau, self.scale)
+        scale_of(self.tau, self.scale)
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
         distance = self.distances(output)
-        own, scale = distance.gather(1, label[:, None]), _scale(self.tau, self.scale)
-        worst = torch.maximum(_excess(distance, self.tau, scale), (distance - own) / scale)
+        own, scale = distance.gather(1, label[:, None]), scale_of(self.tau, self.scale)
+        worst = torch.maximum(excess_over(self.tau, distance, scale), (distance - own) / scale)
         return -(worst.scatter(1, label[:, None], torch.inf).amin(1) + self.margin)
 
 
@@ -81,14 +63,14 @@ class WrongAndAccepted:
     classifier: Objective = field(default_factory=Margin)
 
     def __post_init__(self) -> None:
-        _scale(self.tau, self.scale)
+        scale_of(self.tau, self.scale)
 
     @property
     def name(self) -> str:
         return f"{self.classifier.name} and accepted"
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
-        excess = _excess(self.score(output), self.tau, _scale(self.tau, self.scale))
+        excess = excess_over(self.tau, self.score(output), scale_of(self.tau, self.scale))
         return torch.minimum(self.classifier(output, label), -excess)
 
 
@@ -114,7 +96,7 @@ class Selective:
     confidence: float = 0.0
 
     def __post_init__(self) -> None:
-        _scale(self.tau, self.scale)
+        scale_of(self.tau, self.scale)
 
     @property
     def name(self) -> str:
@@ -122,42 +104,108 @@ class Selective:
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
         fooled = self.classifier(output, label)
-        excess = _excess(self.score(output), self.tau, _scale(self.tau, self.scale)).clamp_min(0)
+        excess = excess_over(self.tau, self.score(output), scale_of(self.tau, self.scale)).clamp_min(0)
         return torch.where(fooled > self.confidence, self.confidence - excess, fooled)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lagrangian:
-    """min(M, confidence) - weight * [score - tau + margin c]_+ / c: both goals at once, weighed (C&W style).
+class FooledFirst:
+    """Ranks every image that fools the classifier above all others, and those by how little the detector minds.
+
+    M / (1 + |M|) up to 0 where it is not fooled, 1 / (1 + [score - tau]_+ / c) where it is. For searches that compare
+    values and should end at the least score among wrong answers, whatever the threshold, such as Square.
 
     Args:
         score: as of ``WrongAndAccepted``.
-        tau: threshold on the score.
-        weight: lambda; try several between 0.01 and 100, none is best everywhere.
+        tau: threshold below which nothing more is gained.
         scale: c; None: tau, which must then be positive.
         classifier: positive where the class is wrong, M.
-        confidence: M beyond which nothing more is gained; about a fifth of the clean margin.
-        margin: how far below the threshold to aim, as a share of c.
     """
 
     score: Reading
     tau: float
-    weight: float
     scale: float | None = None
     classifier: Objective = field(default_factory=Margin)
-    confidence: float = torch.inf
-    margin: float = 0.05
 
     def __post_init__(self) -> None:
-        if not self.weight > 0:
-            raise UserError(f"weight must be > 0, got {self.weight}")
-        _scale(self.tau, self.scale)
+        scale_of(self.tau, self.scale)
 
     @property
     def name(self) -> str:
-        return f"{self.classifier.name} - {self.weight:g} detector"
+        return f"{self.classifier.name} before detector"
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
-        scale = _scale(self.tau, self.scale)
-        excess = ((self.score(output) - self.tau) / scale + self.margin).clamp_min(0)
-        return self.classifier(output, label).clamp_max(self.confidence) - self.weight * excess
+        fooled = self.classifier(output, label)
+        excess = excess_over(self.tau, self.score(output), scale_of(self.tau, self.scale)).clamp_min(0)
+        return torch.where(fooled > 0, 1 / (1 + excess), fooled / (1 + fooled.abs()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedAndAccepted(TargetedObjective):
+    """The smaller of the target's lead over the true class and the detector's slack (tau - score) / c.
+
+    Args:
+        score: as of ``WrongAndAccepted``.
+        tau: threshold on the score.
+        scale: c; None: tau, which must then be positive.
+    """
+
+    score: Reading
+    tau: float
+    scale: float | None = None
+    name = "targeted and accepted"
+
+    def __post_init__(self) -> None:
+        scale_of(self.tau, self.scale)
+
+    def __call__(self, output: Output | Tensor, label: Tensor, target: Tensor) -> Tensor:
+        excess = excess_over(self.tau, self.score(output), scale_of(self.tau, self.scale))
+        return torch.minimum(TargetedMargin()(output, label, target), -excess)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetedAndNear(TargetedObjective):
+    """``WrongAndNear`` for one wrong class t: min((tau - D_t) / c, (D_y - D_t) / c).
+
+    Args:
+        tau: threshold on the distance.
+        scale: c; None: tau, which must then be positive.
+        distances: reads D ``(B, K)`` from an output.
+    """
+
+    tau: float
+    scale: float | None = None
+    distances: Reading = squared_distances
+    name = "targeted and near"
+
+    def __post_init__(self) -> None:
+        scale_of(self.tau, self.scale)
+
+    def __call__(self, output: Output | Tensor, label: Tensor, target: Tensor) -> Tensor:
+        distance, scale = self.distances(output), scale_of(self.tau, self.scale)
+        own, other = (distance.gather(1, column[:, None]).squeeze(1) for column in (label, target))
+        return torch.minimum(-excess_over(self.tau, other, scale), (own - other) / scale)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """The detector's slack (tau - score) / c, whatever the class: positive exactly where the input is accepted.
+
+    Objective and decision of attacks that push images of unknown classes to be accepted; labels are ignored.
+
+    Args:
+        score: as of ``WrongAndAccepted``.
+        tau: threshold on the score.
+        scale: c; None: tau, which must then be positive.
+    """
+
+    score: Reading
+    tau: float
+    scale: float | None = None
+    name = "accepted"
+
+    def __post_init__(self) -> None:
+        scale_of(self.tau, self.scale)
+
+    def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
+        return -excess_over(self.tau, self.score(output), scale_of(self.tau, self.scale))

@@ -8,6 +8,22 @@ from torch import Tensor
 from robustfg.attacks.threat import Threat
 
 
+def least_of(value: Tensor, of: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The least of each sample's values ``(count,)``, and the first place where it stands.
+
+    Infinite where a sample has none; then the place is that of any infinite one, or ``n``.
+
+    Args:
+        value: ``(n,)``, not NaN.
+        of: ``(n,)`` whose they are.
+        count: samples.
+    """
+    least = value.new_full((count,), torch.inf).scatter_reduce(0, of, value, "amin")
+    place = torch.where(value == least[of], torch.arange(len(of), device=of.device), len(of))
+    first = torch.full((count,), len(of), device=of.device).scatter_reduce(0, of, place, "amin")
+    return least, first
+
+
 class Columns(NamedTuple):
     """One row a sample, ``(b,)`` but for the images."""
 
@@ -114,12 +130,23 @@ class Ledger:
             return
         score, done = self._scored(image, clean, margin)
         score = score.nan_to_num(nan=torch.inf, posinf=torch.inf)
-        least = torch.full_like(self.now.score, torch.inf).scatter_reduce(0, of, score, "amin")
-        place = torch.where(score == least[of], torch.arange(len(of), device=of.device), len(of))
-        pick = torch.full_like(self.rows, len(of)).scatter_reduce(0, of, place, "amin")
+        least, pick = least_of(score, of, len(self.rows))
         chosen = pick.clamp_max(len(of) - 1)
         self._take(self._better(least) & (pick < len(of)), image[chosen], least, margin[chosen])
         self.now = self.now._replace(fooled=self.now.fooled | self._any(done, of))
+
+    def conclude(self, image: Tensor, margin: Tensor, where: Tensor) -> None:
+        """Puts other images in the place of those that have not won; of all samples, when the search is over.
+
+        Args:
+            image: ``(B, C, H, W)``.
+            margin: ``(B,)`` theirs.
+            where: ``(B,)``, only for these.
+        """
+        found = self.all()
+        self.rows, self._all = torch.arange(len(where), device=where.device), None
+        self.now = found
+        self._take(where & ~found.fooled, image, found.score, margin)
 
     def _any(self, flag: Tensor, of: Tensor) -> Tensor:
         return torch.zeros_like(self.now.forwards).index_add(0, of, flag.long()) > 0

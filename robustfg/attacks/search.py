@@ -67,13 +67,18 @@ class Search(Attack):
     def _found(self, model: Model, task: Task, draws: Draws, restart: int) -> Attempt:
         if not len(task.label):
             none = torch.zeros_like(task.label)
-            return Attempt(task.image, task.image.new_zeros(0), none, none, none, none.bool())
+            margin = task.image.new_zeros(0)
+            least = None if self.watch is None else margin
+            return Attempt(task.image, margin, none, none, none, none.bool(), least=least)
         own = keyed_generators(task.image.device, *draws.key, "model")
         with self.engine.running(model, task.image, task.classes) as run, own:
-            victim = Victim(run, task, threat=self.threat, decision=self.decision, **self.victim_options())
+            victim = Victim(
+                run, task, threat=self.threat, decision=self.decision, watch=self.watch, **self.victim_options()
+            )
             self.search(victim, draws, restart)
+            least = victim.least()
             logits = task.logits if victim.asked is None else victim.asked
-            return replace(Attempt(*victim.results()), logits=logits)
+            return replace(Attempt(*victim.results()), logits=logits, least=least)
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
         own = keyed_generators(image.device, self.seed, self.name, "margins")
@@ -96,4 +101,8 @@ def _after(before: Attempt, rows: Tensor, found: Attempt) -> Attempt:
     logits = before.logits
     if logits is None and found.logits is not None:
         logits = found.logits.new_full((len(zeros), found.logits.shape[1]), torch.nan).index_copy(0, rows, found.logits)
-    return replace(Attempt(*columns), logits=logits)
+    least = before.least
+    if found.least is not None:
+        known = torch.full_like(before.margin, torch.inf) if least is None else least
+        least = known.index_copy(0, rows, torch.minimum(known[rows], found.least.to(known.dtype)))
+    return replace(Attempt(*columns), logits=logits, least=least)

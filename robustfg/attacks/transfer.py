@@ -14,6 +14,7 @@ from robustfg.attacks.freeze import Model, attackable
 from robustfg.attacks.randomness import keyed_generators
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
+from robustfg.types import Output, decision_margin, logits_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,19 +70,33 @@ class Transfer(Attack):
         wide = torch.promote_types(image.dtype, torch.float32)
         margin = image.new_zeros(len(image), dtype=wide) if before is None else before.margin.clone()
         first = torch.full_like(task.label, -1) if before is None else before.first_success.clone()
+        least = self._least_before(margin, before)
         if crafted is not None:
+            answer = self._answer(model, crafted.image, part.label)
             image[standing] = crafted.image
-            margin[standing] = self.margins(model, crafted.image, part.label).to(margin.dtype)
+            margin[standing] = -self.decision(answer, part.label).to(margin.dtype)
             first[standing & (margin < 0)] = 0
+            if self.watch is not None and least is not None:
+                wrong = decision_margin(logits_of(answer), part.label) < 0
+                read = self.watch(answer).to(least.dtype).masked_fill(~wrong, torch.inf)
+                least[standing] = torch.fmin(least[standing], read)
         self.threat.check(image, task.image)
         spent = standing.long()
-        return Attempt(image, margin, first, spent, torch.zeros_like(spent), torch.zeros_like(standing))
+        none = torch.zeros_like(spent)
+        return Attempt(image, margin, first, spent, none, none.bool(), least=least)
 
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
+        return -self.decision(self._answer(model, image, label), label.detach().clone())
+
+    def _answer(self, model: Model, image: Tensor, label: Tensor) -> Output | Tensor:
         own = keyed_generators(image.device, self.seed, self.name, "margins")
         with attackable(model), own, torch.no_grad():
-            answer = checked(model(image.detach().clone()), len(image), int(label.max()) + 1 if len(label) else 0)
-            return -self.decision(answer, label.detach().clone())
+            return checked(model(image.detach().clone()), len(image), int(label.max()) + 1 if len(label) else 0)
+
+    def _least_before(self, margin: Tensor, before: Attempt | None) -> Tensor | None:
+        if before is None or before.least is None:
+            return None if self.watch is None else torch.full_like(margin, torch.inf)
+        return before.least.clone()
 
 
 @contextmanager

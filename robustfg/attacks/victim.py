@@ -6,6 +6,7 @@ from typing import TypeVarTuple
 import torch
 from torch import Tensor
 
+from robustfg.attacks.acceptance import Reading
 from robustfg.attacks.base import Task
 from robustfg.attacks.engine import Run, average
 from robustfg.attacks.ledger import Ledger
@@ -14,6 +15,7 @@ from robustfg.attacks.referee import Referee
 from robustfg.attacks.slope import Slope, derivative
 from robustfg.attacks.threat import Threat
 from robustfg.attacks.transforms import Change
+from robustfg.attacks.watch import Watch
 from robustfg.types import Output, logits_of, mapped
 
 PATIENCE = 8
@@ -37,6 +39,7 @@ class Victim:
         minimum: keep the smallest successful perturbation instead of the smallest margin.
         stay: nobody leaves by itself. Unless ``minimum``, nothing is kept either: the attack says with ``settle`` what
             the result is, and margins are those of what the search runs on.
+        watch: a reading whose least value among wrong answers is kept as well.
 
     Attributes:
         asked: clean logits ``(B, K)`` if they were asked for before a sample left.
@@ -51,6 +54,7 @@ class Victim:
         decision: Objective,
         minimum: bool = False,
         stay: bool = False,
+        watch: Reading | None = None,
     ) -> None:
         self.run, self.threat, self.decision, self.stay = run, threat, decision, stay
         self.clean, self.label, self.index = task.image, task.label, task.index
@@ -58,6 +62,7 @@ class Victim:
         self._logits = task.logits
         self._ledger = Ledger(task.image, threat, minimum=minimum, keeps=minimum or not stay)
         self._referee = Referee(run)
+        self._watch = None if watch is None else Watch(watch, run, task.image)
         self._steps, self._answered = 0, False
 
     def __len__(self) -> int:
@@ -169,6 +174,20 @@ class Victim:
         """The image kept of every sample still attacked, and its margin."""
         return self._ledger.now.image, self._ledger.now.margin
 
+    def least(self) -> Tensor | None:
+        """The least value of the watched reading among wrong answers of all ``B`` samples, when all is asked.
+
+        Infinite where none was wrong. Where the decision is not won, the image kept becomes the one it was seen at.
+        If the search ran on a copy, this asks the model itself about those images, which is counted.
+        """
+        if self._watch is None:
+            return None
+        asked, found = self._watch.conclude(), self._watch.least.isfinite()
+        kept = found & self._ledger.keeps & (not self._ledger.minimum)
+        self._ledger.conclude(self._watch.image, self._watch.margin, kept)
+        self._ledger.charge(torch.zeros_like(self._ledger.rows).index_fill(0, asked, self.run.engine.samples))
+        return self._watch.least
+
     def results(self) -> tuple[Tensor, ...]:
         """Of all ``B`` samples: image, margin, first_success, forwards, backwards, dead_gradient."""
         found = self._ledger.all()
@@ -195,6 +214,8 @@ class Victim:
         else:
             margin = -self.decision(output, label)
         passes: Tensor | int = samples if asked is None else samples + samples * asked.long()
+        if self._watch is not None:
+            passes = passes + samples * self._watched(image, output, label, margin, of)
         if of is None:
             ledger.saw(image, self.clean, margin)
         else:
@@ -203,6 +224,18 @@ class Victim:
             passes = torch.zeros_like(ledger.now.forwards).index_add(0, of, each)
         ledger.charge(passes)
         return margin
+
+    def _watched(
+        self, image: Tensor, output: Output | Tensor, label: Tensor, margin: Tensor, of: Tensor | None
+    ) -> Tensor | int:
+        """Shows the watch what was asked; how often the model itself was, ``(n,)``."""
+        assert self._watch is not None
+        rows, clean = (self._ledger.rows, self.clean) if of is None else (self._ledger.rows[of], self.clean[of])
+        allowed = None
+        if self._ledger.minimum:  # those also look outside the ball
+            allowed = self.threat.size(image.double() - clean.double()) <= self.threat.radius
+        asked = self._watch.saw(image, output, label, margin, rows, allowed)
+        return 0 if asked is None else asked.long()
 
 
 def warn_of_probabilities(logits: Tensor) -> None:

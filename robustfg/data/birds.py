@@ -210,12 +210,17 @@ class Birds:
                 bounds = f">= {lowest}" if highest == math.inf else f"in [{lowest}, {highest}]"
                 raise ValueError(f"data.source.{option} must be {bounds}, got {value}")
 
+        self.num_genera, self.species_per_genus = num_genera, species_per_genus
         species = [s for genus in range(num_genera) for s in species_of(genus, species_per_genus)]
         self.classes = tuple(s.name for s in species)
         self.genera: tuple[str, ...] | None = tuple(s.genus for s in species)
         self.taxonomy: Taxonomy = {"genus": self.genera}
         self.deciding_parts = tuple(s.deciding_parts for s in species)
-        split = partial(BirdSplit, species=species, image_size=image_size, difficulty=difficulty, seed=seed)
-        self.train = split("train", train)
-        self.test = split("test", test)
+        self._drawn = partial(BirdSplit, image_size=image_size, difficulty=difficulty, seed=seed)
+        self.train = self.drawn("train", train, species)
+        self.test = self.drawn("test", test, species)
         self.val = None
+
+    def drawn(self, name: str, count: int, species: Sequence[Species]) -> BirdSplit:
+        """Another split in the same style; ``name`` separates its scenes from the others'."""
+        return self._drawn(name, count, species=species)

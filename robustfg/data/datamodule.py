@@ -142,6 +142,11 @@ class DataModule(pl.LightningDataModule):
         """The un-augmented training split, every sample once over all processes."""
         return self._exact("train", self.samples("train").under(self.fit_square))
 
+    def unknown_dataloader(self, images: Split) -> DataLoader[Batch]:
+        """Images of another source, brought to the same size, every one once over all processes."""
+        samples = Samples(images, np.arange(len(images.labels)), self.fit_square, cache=False)
+        return self._exact("unknown", samples)
+
     def _exact(self, split: str, samples: Samples) -> DataLoader[Batch]:
         world, rank = self._world()
         if len(samples) < world:

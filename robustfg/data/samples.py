@@ -17,6 +17,11 @@ from robustfg.types import Batch
 Transform = Callable[[Tensor], Tensor]
 
 
+def network_input(pixels: NDArray[np.uint8], transform: Transform) -> Tensor:
+    """What a network sees of a decoded image ``(H, W, 3)``: transformed, ``(3, H', W')`` float32 in [0, 1]."""
+    return transform(torch.from_numpy(pixels).permute(2, 0, 1)).contiguous().float().div_(255)
+
+
 class Samples(Dataset[Batch]):
     """Some positions of a split.
 
@@ -50,8 +55,8 @@ class Samples(Dataset[Batch]):
         epoch, item = divmod(item, len(self))
         position = int(self.positions[item])
         pixels = self.split.image(position) if self.decoded is None else self.decoded[item]
-        image = self._transformed(torch.from_numpy(pixels).permute(2, 0, 1), epoch, position)
-        return Batch(image.contiguous().float().div_(255), self.labels[item], torch.tensor(position))
+        image = network_input(pixels, lambda image: self._transformed(image, epoch, position))
+        return Batch(image, self.labels[item], torch.tensor(position))
 
     def _transformed(self, image: Tensor, epoch: int, position: int) -> Tensor:
         if self.seed is None:

@@ -42,12 +42,17 @@ class Detector(nn.Module, ABC):
 
     Attributes:
         layers: inner layers of the backbone that it reads from ``Output.layers``, by their names in the network.
-        views: further versions of the image that the classifier must answer, such as squeezed ones; each maps images
-            ``(B, C, H, W)`` to images of the same shape.
     """
 
     layers: Sequence[str] = ()
-    views: Sequence[nn.Module] = ()
+
+    @property
+    def views(self) -> Sequence[nn.Module]:
+        """Further versions of the image that the classifier must answer, such as squeezed ones.
+
+        Each maps images ``(B, C, H, W)`` to images of the same shape.
+        """
+        return ()
 
     @abstractmethod
     def score(self, output: Output, views: Sequence[Output] = ()) -> Tensor:

@@ -36,7 +36,7 @@ def attention_of(table: pa.Table, attacks: Iterable[str]) -> dict[str, Any]:
     sizes = {name: column(table, name)[clean] for name in measures if name.startswith(f"{PLACES}/")}
     found = {}
     for name in dict.fromkeys(measure.split("/")[0] for measure in measures):
-        if name != PLACES:
+        if f"{name}/dead" in measures:  # other columns are no maps
             own = {
                 measure.split("/")[1]: column(table, measure) for measure in measures if measure.startswith(f"{name}/")
             }

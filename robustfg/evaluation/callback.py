@@ -23,18 +23,13 @@ from robustfg.data.splits import balanced_subset
 from robustfg.errors import UserError
 from robustfg.evaluation.aggregation import correct_per_sample, require_complete, summarise
 from robustfg.evaluation.checks import Facts, Probe, judge, verdict
-from robustfg.evaluation.checks.probes import (
-    DETERMINISM,
-    FINITE_DIFFERENCE,
-    GRADIENT_FREE,
-    ONE_STEP,
-    REFERENCE,
-    deterministic,
-    finite_difference,
-)
+from robustfg.evaluation.checks.probes import GRADIENT_FREE, ONE_STEP, REFERENCE
 from robustfg.evaluation.confusion import confusion_of
+from robustfg.evaluation.detection.options import Detection
+from robustfg.evaluation.detection.watch import watch_over
+from robustfg.evaluation.embedding import embedding_of
 from robustfg.evaluation.evidence import evidence_of
-from robustfg.evaluation.fingerprint import fingerprint, weights_sha256
+from robustfg.evaluation.fingerprint import fingerprints, weights_sha256
 from robustfg.evaluation.gallery import write_gallery
 from robustfg.evaluation.gather import claimed, gathered, total
 from robustfg.evaluation.measure import Classify, measure_attack, measure_clean
@@ -65,6 +60,7 @@ class RobustnessEvaluation(pl.Callback):
         perturbations: keep the worst perturbation of every broken sample.
         gallery: number of broken samples whose images are kept for the page.
         checks: number of samples on which the evaluation itself is checked; 0 for none.
+        detection: detectors to evaluate as well, and how; None for none.
 
     Attributes:
         summary: content of ``summary.json`` on rank 0 after the test; None before and elsewhere.
@@ -81,6 +77,7 @@ class RobustnessEvaluation(pl.Callback):
         perturbations: bool = True,
         gallery: int = 8,
         checks: int = 128,
+        detection: Detection | None = None,
     ) -> None:
         if not attacks:
             raise UserError("attack is empty; choose a suite such as attack=quick")
@@ -90,6 +87,7 @@ class RobustnessEvaluation(pl.Callback):
         if split not in ("test", "val"):
             raise UserError(f"evaluation.split must be test or val, got {split}")
         self.split, self.perturbations, self.gallery, self.checks = split, perturbations, gallery, checks
+        self.detection = detection
         self.summary: dict[str, Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -106,11 +104,11 @@ class RobustnessEvaluation(pl.Callback):
         self.probe = Probe.on(probed.tolist(), self.attacks.values() if self.checks else ())
         self.ids = data.describe()[self.split]["ids_sha256"]
         weights = weights_sha256(pl_module)
-        described: dict[str, Mapping[str, object]] = {CLEAN: {}, FINITE_DIFFERENCE: {}, DETERMINISM: {}} | {
-            name: attack.settings() for name, attack in (self.given | dict(self.probe.attacks)).items()
-        }
-        about = [weights, self.ids, self.context]
-        prints = {name: fingerprint([*about, name, dict(text)]) for name, text in described.items()}
+        known = self.about | {"weights_sha256": weights}
+        self.watch = watch_over(self.detection, trainer, pl_module, self.given, known)
+        everything = self.given | dict(self.probe.attacks) | self.watch.attacks
+        about = [weights, self.ids, self.context, *self.watch.identity]
+        prints = fingerprints(about, everything, [CLEAN, *self.watch.probes])
         confusion = functools.cache(lambda: confusion_of(cast(Evaluated, pl_module), data, pl_module.device))
         self.attacks = {name: attack.told(confusion) for name, attack in self.given.items()}
         if threading.current_thread() is threading.main_thread():  # rows are safe: leave at once, without collectives
@@ -122,8 +120,7 @@ class RobustnessEvaluation(pl.Callback):
         self.embeddings = Embeddings()
         batches = trainer.num_test_batches[0]
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-        everything = [*self.attacks.values(), *self.probe.attacks.values()]
-        self.progress = AttackProgress(everything, int(batches), enabled=shown)
+        self.progress = AttackProgress(list(everything.values()), int(batches), enabled=shown)
 
     def on_test_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int,
@@ -133,7 +130,7 @@ class RobustnessEvaluation(pl.Callback):
             batch = Batch(*(tensor.clone() for tensor in batch))  # the loop's tensors come from inference mode
             model = cast(Evaluated, pl_module)
             regions = self.annotations.of(batch)
-            clean, found = measure_clean(model, batch, regions)
+            clean, found = measure_clean(self.watch.judged, batch, regions)
             self._add(clean)
             self.embeddings.add(found["embedding"], batch.label, batch.index)
             logits = found["logits"]
@@ -141,9 +138,13 @@ class RobustnessEvaluation(pl.Callback):
             for attack in self.attacks.values():
                 with self.progress.attacking(attack, pl_module, batch_idx):
                     self._attack(model, attack, batch, logits, regions, keep=self.perturbations)
+            for attack in self.watch.attacks.values():
+                with self.progress.attacking(attack, pl_module, batch_idx):
+                    self._attack(self.watch.judged, attack, batch, logits, None, keep=False)
             probed = torch.tensor([i in self.probe.samples for i in batch.index.tolist()], device=logits.device)
             part = Batch(batch.image[probed], batch.label[probed], batch.index[probed])
-            self._probe(model, part)
+            if any((name, i) not in self.store.done for name in self.watch.probes for i in part.index.tolist()):
+                self._add(self.watch.probe(part))
             for attack in self.probe.attacks.values():
                 with self.progress.attacking(attack, pl_module, batch_idx):
                     self._attack(model, attack, part, logits[probed], None, keep=False)
@@ -153,9 +154,14 @@ class RobustnessEvaluation(pl.Callback):
         data, world = _data(trainer), trainer.world_size
         rows = [row for part in gathered(self.store.own_rows(world)) for row in part]
         table = table_of(rows)
-        require_complete(table, data.positions[self.split], {name: a.rounds for name, a in self.attacks.items()})
+        rounds = {name: attack.rounds for name, attack in (self.attacks | self.watch.attacks).items()}
+        require_complete(table, data.positions[self.split], rounds)
         facts = self._facts(trainer, cast(Evaluated, pl_module))
-        summary = self._summary(table, facts, trainer)
+        embedding = embedding_of(
+            self.embeddings, data.classes, loss=getattr(pl_module, "loss", None), device=pl_module.device,
+            picture=self.folder / "embedding.npz" if trainer.is_global_zero else None,
+        )  # fmt: skip
+        summary = self._summary(table, facts, trainer, embedding)
         if trainer.is_global_zero:  # what an earlier evaluation left here
             shutil.rmtree(self.folder / "perturbations", ignore_errors=True)
             (self.folder / "gallery.npz").unlink(missing_ok=True)
@@ -165,6 +171,7 @@ class RobustnessEvaluation(pl.Callback):
             self.store.write_perturbations(self.folder / "perturbations", world, worst)
         self._write_gallery(trainer, pl_module, table, worst)
         if trainer.is_global_zero:
+            self.watch.write(self.folder)
             write_table(table, self.folder / "records.parquet")
             beside = self.folder / "summary.tmp"
             beside.write_text(json.dumps(summary, indent=1) + "\n")
@@ -180,28 +187,24 @@ class RobustnessEvaluation(pl.Callback):
             self.progress.stop()
 
     def _attack(
-        self, model: Evaluated, attack: Attack, batch: Batch, logits: Tensor, regions: Regions | None, *, keep: bool
+        self, model: Classify, attack: Attack, batch: Batch, logits: Tensor, regions: Regions | None, *, keep: bool
     ) -> None:
-        """Attacks the samples of a batch that an interrupted evaluation has not done."""
+        """Attacks ``model`` with the samples of a batch that an interrupted evaluation has not done."""
         todo = torch.tensor(
             [(attack.name, i) not in self.store.done for i in batch.index.tolist()], device=logits.device
         )
         if bool(todo.any()):
             part = Batch(batch.image[todo], batch.label[todo], batch.index[todo])
             where = None if regions is None else regions[todo]
-            rows, perturbations = measure_attack(model, attack, part, logits[todo], keep=keep, regions=where)
-            self.store.add(rows, perturbations)
+            self.store.add(
+                *measure_attack(
+                    self.watch.judged, attack, part, logits[todo], keep=keep, regions=where, attacked=model,
+                    detector=self.watch.detector(attack.name),
+                )
+            )  # fmt: skip
 
     def _add(self, rows: list[dict[str, Any]]) -> None:
         self.store.add([row for row in rows if (row["attack"], row["index"]) not in self.store.done], [])
-
-    def _probe(self, model: Evaluated, batch: Batch) -> None:
-        """Records the checks that are no attacks, on samples that an interrupted evaluation has not done."""
-        for name, behaves in ((FINITE_DIFFERENCE, finite_difference), (DETERMINISM, deterministic)):
-            if any((name, i) not in self.store.done for i in batch.index.tolist()):
-                rows = [row | {"attack": name} for row in measure_clean(model, batch)[0]]
-                behaved = behaves(model, batch).tolist()
-                self._add([row | {"correct": ok} for row, ok in zip(rows, behaved, strict=True)])
 
     def _facts(self, trainer: pl.Trainer, model: Evaluated) -> Facts:
         counted = round(float(model.test_accuracy.compute()) * len(_data(trainer).positions[self.split]))
@@ -209,12 +212,18 @@ class RobustnessEvaluation(pl.Callback):
         same_precision = str(trainer.precision) == "32-true"
         return Facts(int(train_mode), int(probabilities), counted if same_precision else None)
 
-    def _summary(self, table: Any, facts: Facts, trainer: pl.Trainer) -> dict[str, Any]:
-        checks = judge(table, self.attacks | dict(self.probe.attacks), facts) if self.checks else []
+    def _summary(
+        self, table: Any, facts: Facts, trainer: pl.Trainer, embedding: Mapping[str, Any] | None
+    ) -> dict[str, Any]:
+        apart, everything = self.watch.apart(table), self.attacks | dict(self.probe.attacks)
+        checks = judge(apart, everything, facts) if self.checks else []
+        about_classifier = verdict(checks) if checks else "upper bound, unverified"
         distances = self.embeddings.distances(len(_data(trainer).classes))
         library = f"robustfg {__version__}"
         also = [name for name in self.probe.attacks if name.startswith((ONE_STEP, REFERENCE, GRADIENT_FREE))]
         described = {name: {"library": library, **attack.shown()} for name, attack in self.attacks.items()}
+        counts = summarise(table, described, also=[*also, *self.watch.attacks])
+        blocks, further = self.watch.told(table, counts["attacks"], also, about_classifier, checked=bool(self.checks))
         return {
             "schema": 1,
             **self.about,
@@ -224,10 +233,11 @@ class RobustnessEvaluation(pl.Callback):
             "weights_sha256": self.weights,
             "precision": "fp32",
             "world_size": trainer.world_size,
-            **summarise(table, described, also=also),
-            **evidence_of(table, self.attacks, also, _data(trainer).source, distances),
-            "checks": [check.as_dict() for check in checks],
-            "verdict": verdict(checks) if checks else "upper bound, unverified",
+            **counts,
+            **evidence_of(apart, self.attacks, also, _data(trainer).source, distances, embedding),
+            **blocks,
+            "checks": [check.as_dict() for check in (*checks, *further)],
+            "verdict": about_classifier,
         }
 
     def _write_gallery(

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import nn
+
+from robustfg.attacks import Attack
 
 
 def weights_sha256(model: nn.Module) -> str:
@@ -18,3 +21,16 @@ def weights_sha256(model: nn.Module) -> str:
 def fingerprint(parts: list[object]) -> str:
     """A short hash of plain containers."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def fingerprints(about: Sequence[object], attacks: Mapping[str, Attack], others: Iterable[str]) -> dict[str, str]:
+    """A hash of every kind of rows, by name: rows are continued only under the same.
+
+    Args:
+        about: what all rows depend on, in plain containers.
+        attacks: by name; their rows depend on all of their settings.
+        others: names of rows without settings, such as the clean ones.
+    """
+    settings: dict[str, dict[str, object]] = {name: {} for name in others}
+    settings |= {name: dict(attack.settings()) for name, attack in attacks.items()}
+    return {name: fingerprint([*about, name, text]) for name, text in settings.items()}

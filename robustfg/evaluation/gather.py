@@ -2,14 +2,22 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import torch
+from torch import Tensor
+
 from robustfg.training.gather import gathered
 
-__all__ = ["claimed", "gathered", "total"]
+__all__ = ["claimed", "gathered", "summed", "total"]
 
 
 def total(values: Iterable[float]) -> list[float]:
     """Element-wise sums over all ranks."""
     return [sum(column) for column in zip(*gathered(list(values)), strict=True)]
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of a CPU tensor over all ranks, added in the same order everywhere."""
+    return torch.stack(gathered(tensor)).sum(0)
 
 
 def claimed(margins: Sequence[Mapping[int, float]], rank: int) -> dict[int, float]:

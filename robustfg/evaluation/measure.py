@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks import Attack, Attempt
+from robustfg.attacks.freeze import Model
 from robustfg.errors import UserError
+from robustfg.evaluation.calibration import softmax_scores
 from robustfg.evaluation.localisation import localise, sizes
 from robustfg.evaluation.records import CLEAN, Perturbation
 from robustfg.evaluation.regions import Regions
 from robustfg.types import Batch, Output, decision_margin
 
+SCORE, LEAST = "score/", "least/"
+"""With a detector's name behind: its score of an image, and the least score seen at a wrong prediction of a sample."""
 BORDERLINE = 1e-4  # a smaller margin may flip with the batch size: such samples are decided alone
 
 
@@ -36,9 +40,10 @@ class Classify(Protocol):
 def verdicts(model: Classify, image: Tensor, label: Tensor, regions: Regions | None = None) -> dict[str, Tensor]:
     """Everything that is told of every sample; borderline ones are decided alone.
 
-    Logits, embedding, prediction, correctness, margin and anomaly, and with ``regions`` the numbers of ``localise``.
+    Logits, embedding, prediction, correctness, margin, anomaly, ``softmax_scores``, the scores of detectors where they
+    watch, and with ``regions`` the numbers of ``localise``.
     """
-    output, maps = model.explain(image)
+    output, maps = model.explain(image) if regions is not None else (model(image), {})
     if not bool(output.logits.isfinite().all()):
         raise UserError("the model's outputs are not finite, so no accuracy can be told; the weights are damaged")
     found = {
@@ -47,6 +52,8 @@ def verdicts(model: Classify, image: Tensor, label: Tensor, regions: Regions | N
         "prediction": output.logits.argmax(1),
         "margin": decision_margin(output.logits, label),
         "anomaly": model.anomaly(output),
+        **softmax_scores(output.logits, label),
+        **{SCORE + name: score for name, score in output.scores.items()},
         **(localise(maps, regions) if regions is not None else {}),
     }
     near = found["margin"].abs() < borderline(output.logits.abs().amax(1))
@@ -84,16 +91,20 @@ def measure_attack(
     *,
     keep: bool,
     regions: Regions | None = None,
+    attacked: Model | None = None,
+    detector: str | None = None,
 ) -> tuple[list[dict[str, Any]], list[Perturbation]]:
     """Attacks the samples that are right when clean; the others are recorded as broken by the clean image itself.
 
     Args:
-        model: what is attacked.
-        attack: by what.
+        model: tells what is recorded.
+        attack: by what it is attacked.
         batch: the samples.
         clean_logits: ``(B, K)``.
         keep: whether to return perturbations.
         regions: where to look for the evidence of the samples; it is recorded where an image was found anew.
+        attacked: what the attack is run on; None: ``model``.
+        detector: whose score the attack watches, where it does.
 
     Returns:
         Rows of every sample and round, and perturbations of the samples this attack broke.
@@ -110,14 +121,13 @@ def measure_attack(
         return rows, perturbations
     regions = None if regions is None else regions[correct]
     began, found = time.perf_counter(), None
-    attempts = attack.attempts(model, right.image, right.label, right.index, logits=clean_logits[correct])
+    attempts = attack.attempts(attacked or model, right.image, right.label, right.index, logits=clean_logits[correct])
     for restart, attempt in enumerate(attempts):
         spent = attempt.forwards > 0
         found = _judged(model, attempt.image, right.label, regions, spent, found)
         new = spent if restart else torch.ones_like(spent)
-        rows += _rows(
-            attack.name, restart, right, _told(attack, attempt, right, found), time.perf_counter() - began, new
-        )
+        told = _told(attack, attempt, right, found, detector)
+        rows += _rows(attack.name, restart, right, told, time.perf_counter() - began, new)
         if keep:
             broken = (spent & ~found["correct"]).nonzero().flatten()
             perturbations += _perturbations(model, attack, restart, right, attempt.image, found["margin"], broken)
@@ -144,7 +154,9 @@ def _judged(
     return before
 
 
-def _told(attack: Attack, attempt: Attempt, batch: Batch, found: dict[str, Tensor]) -> dict[str, Tensor]:
+def _told(
+    attack: Attack, attempt: Attempt, batch: Batch, found: dict[str, Tensor], detector: str | None
+) -> dict[str, Tensor]:
     unseen = ~found["correct"] & (attempt.first_success < 0)  # the last iterate, which the search did not look at
     return found | {
         "norm": attack.threat.size(attempt.image.double() - batch.image.double()),
@@ -152,6 +164,7 @@ def _told(attack: Attack, attempt: Attempt, batch: Batch, found: dict[str, Tenso
         "forwards": attempt.forwards,
         "backwards": attempt.backwards,
         "dead_gradient": attempt.dead_gradient,
+        **({LEAST + detector: attempt.least} if detector is not None and attempt.least is not None else {}),
     }
 
 
@@ -177,17 +190,22 @@ def _perturbations(
 def _rows(
     attack: str, restart: int, batch: Batch, columns: dict[str, Tensor], seconds: float, new: Tensor | None = None
 ) -> list[dict[str, Any]]:
-    """One row a sample; numbers named ``map/measure`` are its evidence, kept where they are ``new`` and known."""
-    told = {"index": batch.index, "label": batch.label} | columns
-    lists = {name: values.tolist() for name, values in told.items() if name not in ("logits", "embedding")}
+    """One row a sample; numbers named ``map/measure`` are its evidence, kept where they are ``new`` and known.
+
+    What detectors say is evidence, too, but kept in every row and to the last bit: thresholds are compared with it.
+    """
+    everything = {"index": batch.index, "label": batch.label} | columns
+    lists = {name: values.tolist() for name, values in everything.items() if name not in ("logits", "embedding")}
     shared = {"attack": attack, "restart": restart, "seconds": seconds / len(batch.label)}
     kept = [True] * len(batch.label) if new is None else new.tolist()
     rows = []
     for values, fresh in zip(zip(*lists.values(), strict=True), kept, strict=True):
         row = dict(zip(lists, values, strict=True))
-        evidence = {name: round(row.pop(name), 6) for name in lists if "/" in name}
-        known = {name: value for name, value in evidence.items() if not math.isnan(value)}
-        rows.append(row | shared | ({"evidence": known} if known and fresh else {}))
+        told = {name: row.pop(name) for name in lists if "/" in name}
+        exact = {name: value for name, value in told.items() if name.startswith((SCORE, LEAST))}
+        found = {name: round(value, 6) for name, value in told.items() if name not in exact} if fresh else {}
+        known = {name: value for name, value in (found | exact).items() if not math.isnan(value)}
+        rows.append(row | shared | ({"evidence": known} if known else {}))
     return rows
 
 

@@ -33,15 +33,35 @@ class Embeddings:
         """Keeps those of a batch: ``(B, D)``, ``(B,)`` and ``(B,)``."""
         self._parts.append((embedding.float().cpu(), label.cpu(), index.cpu()))
 
-    def distances(self, num_classes: int) -> "Distances":
-        """The distances among samples and class centres; every process must ask, and all get the same."""
+    def own(self) -> tuple[Tensor, Tensor, Tensor]:
+        """This process's: embeddings ``(n, D)`` float32, labels ``(n,)`` and ids ``(n,)``."""
         embedding, label, index = (torch.cat(column) for column in zip(*self._parts, strict=True))
+        return embedding, label, index
+
+    def part(self, mask: Tensor) -> "Embeddings":
+        """Those of ``own`` that ``mask`` ``(n,)`` names."""
+        embedding, label, index = self.own()
+        some = Embeddings()
+        some.add(embedding[mask], label[mask], index[mask])
+        return some
+
+    def means(self, num_classes: int) -> tuple[Tensor, Tensor]:
+        """Samples ``(K,)`` and mean embedding ``(K, D)`` of every class over all processes, float64.
+
+        NaN where a class has no sample. Every process must ask.
+        """
+        embedding, label, _ = self.own()
         count = torch.bincount(label, minlength=num_classes).double()
         sums = torch.zeros(num_classes, embedding.shape[1], dtype=torch.float64)
         sums.index_add_(0, label, embedding.double())
         shares = gathered((count, sums))
         count, sums = (torch.stack(column).sum(0) for column in zip(*shares, strict=True))
-        centres = sums / count[:, None]  # NaN where a class has no sample
+        return count, sums / count[:, None]
+
+    def distances(self, num_classes: int) -> "Distances":
+        """The distances among samples and class centres; every process must ask, and all get the same."""
+        embedding, label, index = self.own()
+        centres = self.means(num_classes)[1]
         own, foreign, nearest = _to_centres(embedding, label, centres)
         parts = gathered((index.numpy(), label.numpy(), own, foreign, nearest))
         index_all, label_all, own_all, foreign_all = (
@@ -113,7 +133,7 @@ def separation_of(distances: Distances, classes: Sequence[str], groups: Sequence
     Returns:
         ``classes``, the numbers of ``Distances.per_class`` by name; ``separated`` of ``n`` classes with a separation
         over 1, the ``smallest`` and the ``median`` one; per genus the same, and how many of its classes have their
-        nearest one inside the genus, with ``expected_nearest_inside`` if any other class were as likely.
+        nearest one inside the genus, with ``expected_nearest_inside``, how many if any other class were as likely.
     """
     found = distances.per_class()
     values = found["separation"]
@@ -132,7 +152,9 @@ def separation_of(distances: Distances, classes: Sequence[str], groups: Sequence
             str(genus): _overall(values[genera == genus])
             | {
                 "nearest_inside": int(near[genera == genus].sum()),
-                "expected_nearest_inside": ((genera == genus).sum() - 1) / (len(genera) - 1),
+                "expected_nearest_inside": float(
+                    (~np.isnan(nearest[genera == genus])).sum() * ((genera == genus).sum() - 1) / (len(genera) - 1)
+                ),
             }
             for genus in dict.fromkeys(genera.tolist())
         }

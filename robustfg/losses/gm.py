@@ -1,112 +1,56 @@
-"""The Gaussian-mixture loss with identity covariance.
+"""The Gaussian-mixture loss.
 
 Wan et al., "Rethinking Feature Distribution for Loss Functions in Image Classification" (CVPR 2018) and "Shaping Deep
 Feature Space towards Gaussian Mixture for Visual Classification" (TPAMI 2023).
 """
 
-import math
-from typing import Any
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from robustfg.errors import UserError
-from robustfg.losses.base import Embedding, LossModule
+from robustfg.losses.base import Embedding, LossModule, Survey
+from robustfg.losses.class_means import ClassMeans
+from robustfg.losses.covariance import Covariance, Identity
 from robustfg.losses.explain import class_activation
+from robustfg.losses.gaussian import margin_cross_entropy
+from robustfg.losses.means import Drawn, InitialMeans, follow
+from robustfg.losses.priors import Priors, Uniform
 from robustfg.losses.ramp import Ramp
 from robustfg.types import Output
 
 
-class _GaussianLogits(torch.autograd.Function):
-    """-1/2 ||x - mu_k||^2 by one matrix product; backward without temporaries of the size of the means."""
-
-    @staticmethod
-    def forward(ctx: Any, embedding: Tensor, means: Tensor) -> Tensor:
-        ctx.save_for_backward(embedding, means)
-        half_x, half_mu = (0.5 * torch.linalg.vector_norm(rows, dim=1).square() for rows in (embedding, means))
-        return torch.addmm(-half_mu, embedding, means.t()).sub_(half_x[:, None])
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        embedding, means = ctx.saved_tensors
-        to_embedding = to_means = None
-        if ctx.needs_input_grad[0]:
-            to_embedding = (gradient @ means).addcmul_(embedding, gradient.sum(1, keepdim=True), value=-1)
-        if ctx.needs_input_grad[1]:
-            to_means = (gradient.t() @ embedding).addcmul_(means, gradient.sum(0)[:, None], value=-1)
-        return to_embedding, to_means
-
-
-class _MarginCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy after the true class's logit is multiplied by 1 + margin; keeps only the probabilities."""
-
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, label: Tensor, margin: float) -> Tensor:
-        scaled = logits.scatter(1, label[:, None], (1 + margin) * logits.gather(1, label[:, None]))
-        true = scaled.gather(1, label[:, None])
-        log_sum = scaled.logsumexp(1, keepdim=True)
-        ctx.save_for_backward(scaled.sub_(log_sum).exp_(), label)
-        ctx.margin = margin
-        return (log_sum - true).mean()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        probability, label = ctx.saved_tensors
-        scale = gradient / len(label)
-        true = (probability.gather(1, label[:, None]) - 1) * (1 + ctx.margin)
-        return probability.scatter(1, label[:, None], true).mul_(scale), None, None
-
-
-def gaussian_logits(embedding: Tensor, means: Tensor) -> Tensor:
-    """-1/2 ||x - mu_k||^2 for every sample and class, ``(B, K)``.
-
-    Over the classes these logits are those of a linear layer with weight ``mu_k`` and bias ``-1/2 ||mu_k||^2``, shifted
-    by ``-1/2 ||x||^2``, a constant of the sample.
-
-    Args:
-        embedding: ``(B, D)``.
-        means: ``(K, D)``.
-    """
-    # Never in half precision: squared distances overflow it.
-    with torch.autocast(embedding.device.type, enabled=False):
-        logits: Tensor = _GaussianLogits.apply(embedding.to(means.dtype), means)
-    return logits
-
-
-def margin_cross_entropy(logits: Tensor, label: Tensor, margin: float) -> Tensor:
-    """The GM classification loss: mean cross-entropy with the true class's half distance multiplied by 1 + margin.
-
-    Args:
-        logits: ``(B, K)``, minus half squared distances.
-        label: ``(B,)``.
-        margin: alpha.
-    """
-    loss: Tensor = _MarginCrossEntropy.apply(logits, label, margin)
-    return loss
-
-
 class GaussianMixture(LossModule):
-    """Classes are Gaussians of unit covariance around learned means; a sample belongs to the likeliest.
+    """Classes are Gaussians around means; a sample belongs to the likeliest.
 
-    The classification loss multiplies the true class's half squared distance d_y by (1 + margin) before the softmax;
-    the likelihood loss is d_y itself: L = L_cls + likelihood * mean(d_y).
+    With the squared Mahalanobis distance m_k and D_k = m_k + log|Sigma_k| - 2 log p(k), the logits are -D_k/2: the log
+    joint density up to a constant. The classification loss adds (margin / 2) m_y to the true class's D_y / 2 before
+    the softmax; the likelihood loss is (m_y + log|Sigma_y|) / 2: L = L_cls + likelihood * L_lkd.
 
     Args:
         channels: channels of the feature map.
         num_classes: number of classes K.
         embedding_dim: size D of a linear layer before the mixture; None to use the pooled feature.
+        covariance: makes the covariances from ``num_classes`` and ``dim``.
+        priors: makes the class priors from ``num_classes``.
+        initial_means: where the means begin. The survey ``"class_means"`` puts them where the training set's features
+            are, and counts the priors; ``"class_gaussians"`` sets the covariances, too.
+        means_momentum: means are moving averages of the class means of batches and have no gradient; 0.9 keeps that
+            share of the old ones. None: means are learned.
         margin: alpha, the margin on the true class's distance.
         margin_start: share of ``margin`` at epoch 0.
         likelihood: lambda, the weight of the likelihood loss.
         likelihood_start: share of ``likelihood`` at epoch 0.
         ramp_epochs: epochs over which both grow linearly to their full value.
-        likelihood_factor: what the squared distance is multiplied by in the likelihood loss. The paper's density has
-            1/2; the authors' PyTorch releases use 1, which doubles lambda.
-        likelihood_over_all_classes: average the squared distance to the means of all classes instead of the true one,
-            as the authors' MNIST and MCAT releases do. Its gradient pulls to the mean of all means: no likelihood.
+        likelihood_factor: of m + log|Sigma| in the likelihood loss. The paper's density has 1/2; the authors' PyTorch
+            releases use 1, which doubles lambda.
+        likelihood_over_all_classes: average over all classes instead of taking the true one, as the authors' MNIST and
+            MCAT releases do. Its gradient pulls to the mean of all means: no likelihood.
+        log_determinant: the logits hold -1/2 log|Sigma_k|. False, as in the authors' Caffe release: they do not, so
+            that they are no log-densities.
     """
+
+    means: Tensor
 
     def __init__(
         self,
@@ -114,6 +58,10 @@ class GaussianMixture(LossModule):
         channels: int,
         num_classes: int,
         embedding_dim: int | None = None,
+        covariance: Callable[..., Covariance] = Identity,
+        priors: Callable[..., Priors] = Uniform,
+        initial_means: InitialMeans | None = None,
+        means_momentum: float | None = None,
         margin: float = 0.3,
         margin_start: float = 1.0,
         likelihood: float = 0.1,
@@ -121,36 +69,100 @@ class GaussianMixture(LossModule):
         ramp_epochs: float = 0.0,
         likelihood_factor: float = 0.5,
         likelihood_over_all_classes: bool = False,
+        log_determinant: bool = True,
     ) -> None:
         super().__init__()
         for option, value in {"margin": margin, "likelihood": likelihood, "ramp_epochs": ramp_epochs}.items():
             if value < 0:
                 raise UserError(f"loss.{option} must be >= 0, got {value}")
+        if means_momentum is not None and not 0 <= means_momentum < 1:
+            raise UserError(f"loss.means_momentum must be in [0, 1), or null to learn the means, got {means_momentum}")
         self.margin = Ramp(value=margin, start=margin_start, epochs=ramp_epochs)
         self.likelihood = Ramp(value=likelihood, start=likelihood_start, epochs=ramp_epochs)
-        self.likelihood_factor = likelihood_factor
-        self.likelihood_over_all_classes = likelihood_over_all_classes
+        self.likelihood_factor, self.likelihood_over_all_classes = likelihood_factor, likelihood_over_all_classes
+        self.log_determinant, self.means_momentum = log_determinant, means_momentum
         self.embedding = Embedding(channels, embedding_dim)
-        # As released: an expected squared length of 2/3 whatever D, so squared distances between means start near 4/3.
-        self.means = nn.Parameter(torch.randn(num_classes, self.embedding.dim) * math.sqrt(2 / 3 / self.embedding.dim))
+        means = (initial_means or Drawn())(num_classes, self.embedding.dim)
+        if means_momentum is None:
+            self.means = nn.Parameter(means)
+        else:
+            self.register_buffer("means", means)
+        self.covariance = covariance(num_classes=num_classes, dim=self.embedding.dim)
+        self.priors = priors(num_classes=num_classes)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Those there are of ``head`` (the embedding layer), ``means``, ``covariances`` and ``priors``."""
+        groups = {
+            "head": list(self.embedding.parameters()),
+            "means": [self.means] if isinstance(self.means, nn.Parameter) else [],
+            "covariances": list(self.covariance.parameters()),
+            "priors": list(self.priors.parameters()),
+        }
+        return {name: members for name, members in groups.items() if members}
 
     def forward(self, feature_map: Tensor) -> Output:
         embedding = self.embedding(feature_map)
-        return Output(logits=gaussian_logits(embedding, self.means), embedding=embedding)
+        # Moving means change before the backward pass.
+        means = self.means if self.means_momentum is None else self.means.clone()
+        logits, offsets = self.covariance.exponents(embedding, means), self._offsets()
+        return Output(logits=logits if offsets is None else logits + offsets, embedding=embedding)
 
     def loss(self, output: Output, label: Tensor) -> dict[str, Tensor]:
-        true_logit = output.logits.gather(1, label[:, None])
-        classification = margin_cross_entropy(output.logits, label, self.margin.at(self.epoch))
-        distances = output.logits if self.likelihood_over_all_classes else true_logit
-        likelihood = -2 * self.likelihood_factor * distances.mean()
+        offsets = self._offsets()
+        true_offset = None if offsets is None else offsets[label]
+        classification = margin_cross_entropy(output.logits, label, self.margin.at(self.epoch), true_offset)
+        likelihood = 2 * self.likelihood_factor * self._half_surprise(output.logits, offsets, label)
+        if self.training and self.means_momentum is not None:
+            follow(self.means, output.embedding, label, self.means_momentum)
         total = classification + self.likelihood.at(self.epoch) * likelihood
         return {"loss": total, "classification": classification, "likelihood": likelihood}
 
+    def survey(self, name: str) -> Survey:
+        if name in ("class_means", "class_gaussians"):
+            return ClassMeans(
+                embed=self.embedding, means=self.means, covariance=self.covariance, priors=self.priors,
+                covariances_too=name == "class_gaussians",
+            )  # fmt: skip
+        return super().survey(name)
+
     def anomaly(self, output: Output) -> Tensor:
-        """Squared Mahalanobis distance under the predicted class, min_k ||x - mu_k||^2, without cancellation."""
-        return (output.embedding - self.means[output.logits.argmax(1)]).square().sum(1)
+        """min_k D_k; squared distances to means of unit covariance and equal priors without cancellation."""
+        if isinstance(self.covariance, Identity) and isinstance(self.priors, Uniform):
+            return (output.embedding - self.means[output.logits.argmax(1)]).square().sum(1)
+        return -2 * output.logits.amax(1)
+
+    def squared_distances(self, embedding: Tensor) -> Tensor:
+        """(x - mu_k)' Sigma_k^-1 (x - mu_k) for embeddings ``(B, D)`` and every class, ``(B, K)``.
+
+        Chi-square with D degrees of freedom under the own class, if the embedding is as the mixture has it.
+        """
+        return -2 * self.covariance.exponents(embedding, self.means)
 
     def evidence(self, feature_map: Tensor, output: Output) -> dict[str, Tensor]:
-        """The class-activation map of the linear layer that ``gaussian_logits`` is up to a constant of the sample."""
-        weight = self.embedding.pulled_back(self.means)
-        return {"cam": class_activation(feature_map, weight, output.logits.argmax(1))}
+        """The class-activation map of the linear layer that the logits are up to a constant of the sample.
+
+        Nothing where covariances differ by class: the logits are then quadratic in the feature.
+        """
+        weight = self.covariance.linear(self.means)
+        if weight is None:
+            return {}
+        return {"cam": class_activation(feature_map, self.embedding.pulled_back(weight), output.logits.argmax(1))}
+
+    def _half_surprise(self, logits: Tensor, offsets: Tensor | None, label: Tensor) -> Tensor:
+        """The mean of (m + log|Sigma|) / 2 over the batch, of the true class or of all."""
+        determinants = self.covariance.log_determinants()
+        per_class = None if determinants is None else 0.5 * determinants.expand(len(self.means))
+        if offsets is not None:
+            per_class = offsets if per_class is None else per_class + offsets
+        if self.likelihood_over_all_classes:
+            return -logits.mean() if per_class is None else per_class.mean() - logits.mean()
+        own = -logits.gather(1, label[:, None]).mean()
+        return own if per_class is None else own + per_class[label].mean()
+
+    def _offsets(self) -> Tensor | None:
+        """What the logits hold beside -m_k/2, ``(K,)``; None for nothing."""
+        offsets, determinants = self.priors.log(), self.covariance.log_determinants()
+        if determinants is not None and self.log_determinant:
+            half = 0.5 * determinants.expand(len(self.means))
+            offsets = -half if offsets is None else offsets - half
+        return offsets

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from robustfg.reporting.embedding import embedding_lines
+
 Row = tuple[str, ...]
 Summary = Mapping[str, Any]
 
@@ -17,7 +19,8 @@ POPULATIONS = {
 
 def evidence_lines(summary: Summary) -> list[str]:
     """A line on every block, for the terminal; none for blocks that were not measured."""
-    return [*_taxonomy_lines(summary), *_attention_lines(summary), *_separation_lines(summary)]
+    lines = [*_taxonomy_lines(summary), *_attention_lines(summary), *_separation_lines(summary)]
+    return [*lines, *embedding_lines(summary)]
 
 
 def taxonomy_rows(summary: Summary) -> list[Row]:
@@ -55,7 +58,7 @@ def genus_rows(summary: Summary) -> list[Row]:
     """Genus, classes with a separation over 1, smallest and median separation, classes nearest to one of their own."""
     return [
         (name, f"{found['separated']} of {found['n']}", _plain(found["smallest"]), _plain(found["median"]),
-         f"{found['nearest_inside']} ({found['expected_nearest_inside'] * found['n']:.1f} by chance)")
+         f"{found['nearest_inside']} ({found['expected_nearest_inside']:.1f} by chance)")
         for name, found in ((summary.get("separation") or {}).get("groups") or {}).items()
     ]  # fmt: skip
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from robustfg.reporting import evidence
+from robustfg.reporting import detection, embedding, evidence, unknown
+from robustfg.reporting.embedding_figures import latent_picture, laws_and_reliability, shown_axes
 from robustfg.reporting.figures import accuracy_bars, gallery, shown_map, training_curves
 from robustfg.reporting.table import checks_line, rows_of
 
@@ -30,6 +31,13 @@ def write_page(folder: Path) -> Path:
         gallery=gallery(robustness / "gallery.npz", summary["classes"]),
         shown_map=shown_map(robustness / "gallery.npz"),
         evidence=evidence,
+        embedding=embedding,
+        latent_picture=latent_picture(robustness / "embedding.npz", summary["classes"]),
+        shown_axes=shown_axes(robustness / "embedding.npz"),
+        laws=laws_and_reliability(summary),
+        detection=detection,
+        unknown=unknown,
+        joint_curves=detection.joint_curves(summary),
         origin=_origin(folder),
     )
     page = robustness / "report.html"

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from robustfg.reporting import detection, unknown
 from robustfg.reporting.evidence import evidence_lines
 
 
@@ -62,7 +63,35 @@ def print_summary(summary: Mapping[str, Any], page: Path, console: Console | Non
     console.print(f"Verdict: [bold]{summary['verdict']}[/bold]. {checks_line(summary['checks'])}")
     for line in evidence_lines(summary):
         console.print(line, markup=False)
+    if "detection" in summary:
+        print_detection(summary, console)
+    if "unknown" in summary:
+        print_unknown(summary, console)
     console.print(f"Page: {page}", soft_wrap=True)
+
+
+def print_detection(summary: Mapping[str, Any], console: Console) -> None:
+    """Prints a row of every detector and attacker, and what is claimed."""
+    rate = 100 * summary["detection"]["fpr"]
+    table = Table(title=f"Detectors at a false-positive rate of {rate:g} %", title_justify="left")
+    for position, heading in enumerate(detection.HEADINGS[:-1]):
+        table.add_column(heading, justify="right" if position > 1 else "left")
+    for row in detection.detection_rows(summary):
+        table.add_row(*row[:-1], style="bold" if row[1] == detection.THREATS["white_box"] else None)
+    console.print(table)
+    for line in detection.claims(summary):
+        console.print(line, markup=False)
+
+
+def print_unknown(summary: Mapping[str, Any], console: Console) -> None:
+    """Prints a row of every set of unknown images, detector and kind of input."""
+    table = Table(title=unknown.title(summary), title_justify="left")
+    for position, heading in enumerate(unknown.HEADINGS):
+        table.add_column(heading, justify="right" if position > 2 else "left")
+    for row in unknown.unknown_rows(summary):
+        table.add_row(*row)
+    console.print(table)
+    console.print(unknown.NOTE, markup=False)
 
 
 def checks_line(checks: list[Mapping[str, Any]]) -> str:

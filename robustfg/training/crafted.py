@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustfg.attacks import Attack, GradientAttack
+from robustfg.attacks import Attack, Backtracking, GradientAttack
 from robustfg.errors import UserError
 from robustfg.training.attacked import Attacked
 from robustfg.training.buffers import as_in_training
@@ -65,7 +65,7 @@ class Crafted(Attacked):
 
 def _shows_whole_batches(attack: Attack) -> bool:
     return (
-        isinstance(attack, GradientAttack)
+        isinstance(attack, GradientAttack | Backtracking)
         and attack.last_iterate
         and attack.targets is None
         and attack.engine.fixed_batch is None

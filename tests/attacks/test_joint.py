@@ -5,12 +5,17 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robustfg.attacks import (
+    Accepted,
+    FooledFirst,
     GradientAttack,
     Lagrangian,
     Linf,
     Margin,
+    ScoreOf,
     Selective,
     Steepest,
+    TargetedAndAccepted,
+    TargetedAndNear,
     WrongAndAccepted,
     WrongAndNear,
 )
@@ -101,6 +106,54 @@ def test_the_lagrangian_weighs_what_the_formula_says(margin, score, tau, weight,
     assert value.item() == pytest.approx(expected, abs=1e-9)
 
 
+@settings(deadline=None, max_examples=200)
+@given(scores=st.lists(QUARTERS, min_size=1, max_size=6), tau=QUARTERS, dtype=DTYPE)
+def test_acceptance_alone_is_positive_exactly_up_to_the_threshold_whatever_the_label(scores, tau, dtype):
+    output = Output(
+        logits=torch.zeros(len(scores), 2, dtype=dtype), embedding=torch.zeros(len(scores), 1),
+        scores={"a": torch.tensor(scores, dtype=dtype)},
+    )  # fmt: skip
+    value = Accepted(score=ScoreOf("a"), tau=tau, scale=2.5)(output, torch.ones(len(scores), dtype=torch.int64))
+    assert (value > 0).tolist() == [score <= tau for score in scores]
+    assert value.tolist() == pytest.approx([(tau - score) / 2.5 for score in scores], abs=1e-5)
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    rows=st.lists(st.tuples(QUARTERS, QUARTERS), min_size=2, max_size=8), tau=QUARTERS.filter(lambda tau: tau > 0),
+    dtype=DTYPE,
+)  # fmt: skip
+def test_fooled_first_ranks_mistakes_by_the_score_and_all_others_below_by_the_margin(rows, tau, dtype):
+    margins, scores = (torch.tensor(column, dtype=dtype) for column in zip(*rows, strict=True))
+    logits = torch.stack([torch.zeros_like(margins), margins], 1)
+    value = FooledFirst(score=lambda output: scores, tau=tau)(logits, torch.zeros(len(rows), dtype=torch.int64))
+
+    def rank(margin, score):
+        return (1, -max(score, tau)) if margin > 0 else (0, margin)
+
+    for one, first in zip(rows, value.tolist(), strict=True):
+        assert (first > 0) == (one[0] > 0)
+        for other, second in zip(rows, value.tolist(), strict=True):
+            assert (first > second) == (rank(*one) > rank(*other))
+
+
+@settings(deadline=None, max_examples=100)
+@given(rows=DISTANCES, tau=QUARTERS.filter(lambda tau: tau > 0), dtype=DTYPE)
+def test_the_best_target_of_the_targeted_forms_is_the_untargeted_ones_value(rows, tau, dtype):
+    """max over t of min((tau - D_t) / c, (D_y - D_t) / c) is -h; and of min(z_t - z_y, slack) the max-form."""
+    logits, label = logits_and_labels(rows, dtype)
+    score = -2 * logits.amax(1)
+    for targeted, whole in (
+        (TargetedAndNear(tau=tau), WrongAndNear(tau=tau, margin=0)),
+        (
+            TargetedAndAccepted(score=lambda output: score, tau=tau),
+            WrongAndAccepted(score=lambda output: score, tau=tau),
+        ),
+    ):
+        values = torch.stack([targeted(logits, label, (label + turn) % 3) for turn in (1, 2)])
+        assert torch.allclose(values.amax(0), whole(logits, label), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -108,6 +161,10 @@ def test_the_lagrangian_weighs_what_the_formula_says(margin, score, tau, weight,
         (lambda: WrongAndNear(tau=3.0, scale=0.0), "scale must be > 0.*got 0.0"),
         (lambda: WrongAndAccepted(score=len, tau=0.0), "scale must be > 0"),
         (lambda: Selective(score=len, tau=0.0), "scale must be > 0"),
+        (lambda: Accepted(score=len, tau=0.0), "scale must be > 0"),
+        (lambda: FooledFirst(score=len, tau=0.0), "scale must be > 0"),
+        (lambda: TargetedAndAccepted(score=len, tau=0.0), "scale must be > 0"),
+        (lambda: TargetedAndNear(tau=float("inf")), "scale must be > 0.*got inf"),
         (lambda: Lagrangian(score=len, tau=0.0, weight=1.0), "scale must be > 0"),
         (lambda: Lagrangian(score=len, tau=1.0, weight=0.0), "weight must be > 0, got 0"),
     ],

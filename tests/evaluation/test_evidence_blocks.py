@@ -22,7 +22,7 @@ from robustfg.attacks import Attack
 from robustfg.evaluation.regions import TOLERANCE
 from robustfg.reporting import print_summary, write_page
 
-BLOCKS = ("taxonomy", "attention", "separation", "not_measured")
+BLOCKS = ("taxonomy", "attention", "separation", "embedding", "calibration", "not_measured")
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,12 @@ def naive(model, image, position, fit):
     return numbers
 
 
+def naive_softmax(model, image, label):
+    p = model(image[None]).logits[0].double().softmax(0).tolist()
+    brier = sum((share - (k == label)) ** 2 for k, share in enumerate(p))
+    return {"softmax/confidence": max(p), "softmax/nll": -math.log(p[label]), "softmax/brier": brier}
+
+
 @torch.no_grad()
 def test_records_equal_a_naive_recomputation_one_sample_at_a_time(whole):
     data, model = annotated.data_module(), annotated.classifier()
@@ -100,7 +106,8 @@ def test_records_equal_a_naive_recomputation_one_sample_at_a_time(whole):
             measures = {
                 key: value for key, value in row.items() if "/" in key and "places" not in key and value is not None
             }
-            assert measures == pytest.approx(naive(model, seen, int(index), data.fit_square), abs=2e-5), (
+            expected = naive(model, seen, int(index), data.fit_square) | naive_softmax(model, seen, int(label))
+            assert measures == pytest.approx(expected, abs=2e-5), (
                 attack,
                 int(index),
             )
@@ -175,7 +182,9 @@ def test_an_interrupted_evaluation_ends_with_the_same_evidence(whole, tmp_path, 
 def flat(value, name=""):
     if isinstance(value, dict):
         return {key: leaf for part in value for key, leaf in flat(value[part], f"{name}.{part}").items()}
-    return {name: value if not isinstance(value, list) else tuple(value)}
+    if isinstance(value, list):
+        return {key: leaf for place, part in enumerate(value) for key, leaf in flat(part, f"{name}.{place}").items()}
+    return {name: value}
 
 
 @pytest.mark.process
@@ -224,8 +233,13 @@ def test_page_and_terminal_show_the_evidence(whole):
     rho = summary["separation"]["attacks"]["pairs"]["rho"]
     for shown in (text, html):
         assert f"{rho:.2f} (p " in shown
-    for heading in ("Errors by taxonomy", "Where the evidence lies", "Latent separation", "the map “attention”"):
+    headings = ("Errors by taxonomy", "Where the evidence lies", "Latent separation", "Feature space", "Calibration")
+    for heading in (*headings, "the map “attention”", "Fisher's two discriminant directions"):
         assert heading in html
+    assert f"vary by {100 * summary['embedding']['symmetry']['variation']:.1f} %" in html
+    ece = summary["calibration"]["worst_case"]["ece"]
+    assert f"{100 * ece:.1f} % worst case" in text
+    assert f'<td class="number">{100 * ece:.1f} %</td>' in html
     assert f'<td>attention</td><td>clean, all</td><td class="number">{found["clean"]["dead"]} of 31</td>' in html
     mass, ratio = found["broken"]["parts"]["mass"], found["broken"]["parts"]["ratio"]
     assert f"{100 * mass:.1f} %, {ratio:.2f}× chance" in html

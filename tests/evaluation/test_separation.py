@@ -36,7 +36,7 @@ def test_two_classes_on_a_line_give_the_numbers_worked_out_by_hand():
         "separated": 2, "n": 2, "smallest": 2.0, "median": 2.5
     }  # fmt: skip
     assert found["groups"]["g"]["nearest_inside"] == 2
-    assert found["groups"]["g"]["expected_nearest_inside"] == 0.5
+    assert found["groups"]["g"]["expected_nearest_inside"] == 1.0  # of two classes, each with an even chance
     assert found["groups"]["h"]["n"] == 0
 
 

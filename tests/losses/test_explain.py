@@ -4,12 +4,22 @@ import pytest
 import torch
 
 from robustfg.classifier import Classifier
-from robustfg.losses import GaussianMixture, Softmax
+from robustfg.losses import (
+    ArcFace,
+    CosFace,
+    GaussianMixture,
+    LargeMarginSoftmax,
+    MaxMahalanobisCenter,
+    MaxMahalanobisLDA,
+    Softmax,
+)
 from robustfg.losses.explain import class_activation, nearness
 from robustfg.types import Output
 
+LINEAR = [Softmax, GaussianMixture, LargeMarginSoftmax, MaxMahalanobisCenter, MaxMahalanobisLDA]
 
-@pytest.mark.parametrize("loss", [Softmax, GaussianMixture])
+
+@pytest.mark.parametrize("loss", LINEAR)
 @pytest.mark.parametrize("dim", [None, 7])
 def test_before_its_negative_part_is_cut_the_mean_of_the_map_is_the_logits_lead_over_the_average(
     loss, dim, monkeypatch
@@ -30,6 +40,20 @@ def test_before_its_negative_part_is_cut_the_mean_of_the_map_is_the_logits_lead_
     at_zero = head(nothing).logits
     constant = at_zero.gather(1, predicted[:, None])[:, 0] - at_zero.mean(1)
     assert torch.allclose(found, lead(features) - constant)
+
+
+@pytest.mark.parametrize("loss", [CosFace, ArcFace])
+def test_the_map_of_a_cosine_head_is_the_lead_of_its_cosines_times_the_features_length(loss, monkeypatch):
+    torch.manual_seed(0)
+    head = loss(channels=5, num_classes=4).double()
+    features = torch.randn(6, 5, 3, 2, dtype=torch.float64)
+    output = head(features)
+    monkeypatch.setattr(torch.Tensor, "clamp_min", lambda self, low: self)
+    found = head.evidence(features, output)["cam"].mean((1, 2))
+    monkeypatch.undo()
+    cosine = output.logits / head.scale
+    lead = cosine.amax(1) - cosine.mean(1)
+    assert torch.allclose(found, lead * features.mean((2, 3)).norm(dim=1))
 
 
 def test_the_map_is_never_negative_and_does_not_change_with_what_changes_no_decision():

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from robustfg.errors import UserError
 from robustfg.losses import GaussianMixture
-from robustfg.losses.gm import gaussian_logits, margin_cross_entropy
+from robustfg.losses.gaussian import gaussian_logits, margin_cross_entropy
 
 GOLDEN = np.load(Path(__file__).parent.parent / "data" / "gm_official.npz")
 SETTINGS = [(0.3, 0.1), (1.0, 0.1), (0.0, 0.0)]
@@ -148,3 +148,35 @@ def test_embedding_layer_sets_the_dimension():
 def test_negative_options_are_refused_by_name(option):
     with pytest.raises(UserError, match=f"loss.{option} must be >= 0"):
         GaussianMixture(channels=4, num_classes=3, **{option: -1.0})
+
+
+def test_identity_logits_are_a_linear_layers_up_to_a_constant_of_the_sample(toy):
+    embedding, means, _ = toy
+    logits = mixture(means)(as_map(embedding)).logits
+    shift = logits - F.linear(embedding, means, -0.5 * means.square().sum(1))
+    assert torch.allclose(shift, -0.5 * embedding.square().sum(1, keepdim=True).expand(-1, 5), rtol=0, atol=1e-12)
+
+
+def test_the_default_head_holds_nothing_but_its_means():
+    module = GaussianMixture(channels=4, num_classes=3)
+    assert list(module.state_dict()) == ["means"]
+    assert list(module.groups()) == ["means"]
+
+
+@pytest.mark.parametrize(("margin", "likelihood"), [(0.3, 0.1), (1.0, 0.1), (0.0, 0.2)])
+@pytest.mark.parametrize("above", [False, True])
+def test_two_classes_collapse_where_margin_and_likelihood_outweigh_what_tells_them_apart(margin, likelihood, above):
+    """With features w (y a + n), noise n of variance 1 and means +-m the loss falls from w = m = 0 or does not."""
+    c = margin / 2 + likelihood
+    a = c / math.sqrt(1 + 2 * c) * (1.05 if above else 0.95)
+    label = torch.tensor([0, 1, 0, 1])
+    signal = (2 * label - 1) * a + torch.tensor([1.0, 1.0, -1.0, -1.0], dtype=torch.float64)
+
+    def loss(w, m):
+        means = torch.tensor([[-m], [m]], dtype=torch.float64)
+        module = mixture(means, margin=margin, likelihood=likelihood)
+        return module.loss(module(as_map(w * signal[:, None])), label)["loss"].item()
+
+    turns = torch.linspace(0, math.pi, 721).tolist()
+    least = min(loss(1e-3 * math.cos(turn), 1e-3 * math.sin(turn)) for turn in turns) - loss(0, 0)
+    assert least < 0 if above else least > 0

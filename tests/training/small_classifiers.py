@@ -5,11 +5,30 @@ import torch
 from torch import nn
 from toy import SIZE, Blobs
 
-from robustfg.attacks import CrossEntropy, GradientAttack, Linf, Steepest
+from robustfg.attacks import (
+    Backtracking,
+    CrossEntropy,
+    GradientAttack,
+    Linf,
+    NearestWrongCentre,
+    Steepest,
+    WrongConfidence,
+)
 from robustfg.classifier import Classifier
 from robustfg.data.datamodule import DataModule
 from robustfg.losses import GaussianMixture, Softmax
-from robustfg.training import Adversarial, Fast, Free, Guard, Mart, Standard, Trades, WeightPerturbation
+from robustfg.training import (
+    Adversarial,
+    Ccat,
+    Fast,
+    Free,
+    Guard,
+    Mart,
+    Mcat,
+    Standard,
+    Trades,
+    WeightPerturbation,
+)
 from robustfg.types import Batch
 
 LOSSES = {
@@ -75,6 +94,12 @@ def pgd(steps=3, name="pgd", size="eps/2", last_iterate=True):
     )  # fmt: skip
 
 
+def climb(objective):
+    return Backtracking(
+        threat=Linf(epsilon="16/255"), objective=objective, size="eps/3", steps=3, last_iterate=True, name="climb"
+    )
+
+
 def guard(**options):
     return Guard(attack=pgd(3, "guard"), **options)
 
@@ -90,6 +115,8 @@ def regimes(**onset):
         "free": Free(epsilon="16/255", replays=3, **onset),
         "trades": Trades(threat=threat, steps=3, **onset),
         "mart": Mart(attack={"pgd": pgd()}, **onset),
+        "ccat": Ccat(attack={"climb": climb(WrongConfidence())}, **onset),
+        "mcat": Mcat(attack={"climb": climb(NearestWrongCentre())}, **onset),
         "awp": WeightPerturbation(regime=Adversarial(attack={"pgd": pgd()}, **onset)),
         "awp trades": WeightPerturbation(regime=Trades(threat=threat, steps=2, **onset), warmup_epochs=0.5),
         "awp free": WeightPerturbation(regime=Free(epsilon="16/255", replays=2, **onset)),

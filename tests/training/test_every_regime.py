@@ -9,6 +9,8 @@ from two_ranks import found_by_two
 from robustfg.training.callbacks import SaveOnInterrupt
 
 NAMES = list(regimes())
+HALVES = ("ccat", "mcat")
+"""They attack the second half of what one process sees at once, so that other batches are other training."""
 
 
 def close(first, second):
@@ -32,7 +34,7 @@ def ranks(tmp_path_factory):
 def test_two_processes_hold_the_same_weights_and_those_of_one(ranks, name):
     one, (first, second) = results(regimes(ramp_epochs=0.5)[name], 8), (found[name] for found in ranks)
     assert all(torch.equal(value, second["weights"][key]) for key, value in first["weights"].items())
-    assert close(one["weights"], first["weights"]) == []
+    assert name in HALVES or close(one["weights"], first["weights"]) == []
     for slot, noise in one["noise"].items():
         for rank, part in enumerate((first, second)):
             assert torch.allclose(noise[rank::2], part["noise"][slot])
@@ -46,8 +48,11 @@ def test_two_processes_judge_overfitting_alike(ranks):
     assert all(found["fast"]["checks"] == one for found in ranks)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "awp" not in name])  # moves weights for every part anew
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if "awp" not in name and name not in HALVES]
+)  # moves weights for every part anew
 def test_accumulated_gradients_equal_a_larger_batch(name):
+    """Not for awp, which moves the weights for every part anew."""
     whole = fitted(regimes()[name], 8, loss_ramp=0)
     parts = fitted(regimes()[name], 4, loss_ramp=0, accumulate_grad_batches=2, limit_train_batches=12)
     assert close(whole.state_dict(), parts.state_dict()) == []
@@ -62,7 +67,8 @@ def test_mixed_precision_accumulation_and_clipping_work_together(name):
     for key, value in model.state_dict().items():
         assert value.dtype == torch.float32
         assert value.isfinite().all()
-        assert not torch.equal(value, start[key])
+        kept = name == "mcat" and key == "loss.means"  # frozen where there is no first stage
+        assert torch.equal(value, start[key]) == kept
 
 
 @pytest.mark.parametrize("name", NAMES)

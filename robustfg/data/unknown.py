@@ -1,0 +1,59 @@
+"""Images of classes that the classifier does not know: another data set, or any folder."""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from robustfg.data.files import FileSplit
+from robustfg.data.folder import SUFFIXES
+from robustfg.data.source import Source, Split
+from robustfg.data.splits import balanced_subset
+from robustfg.errors import UserError
+
+
+class Unknown(Protocol):
+    """A source of unknown images."""
+
+    @property
+    def images(self) -> Split:
+        """The images; labels count classes of their own, which no classifier is asked for."""
+
+
+class OtherSet:
+    """The test split of another data set.
+
+    Args:
+        known: the data that the classifier knows, given by the program.
+        source: the other one.
+    """
+
+    def __init__(self, *, known: Source, source: Source) -> None:
+        if shared := sorted(set(known.classes) & set(source.classes)):
+            raise UserError(f"unknown: its class {shared[0]!r} is one of the data's, so it is not unknown")
+        self.images: Split = source.test
+
+
+class UnknownFolder:
+    """All images below a folder, whatever its subfolders mean.
+
+    Args:
+        known: the data that the classifier knows, given by the program; nothing of it is needed.
+        root: the folder.
+        images: how many to take, in an order that is random but fixed; None for all.
+    """
+
+    def __init__(self, *, known: Source, root: str | None, images: int | None = None) -> None:
+        if root is None:
+            raise UserError("unknown.folder.root is not set; it must name a folder of images")
+        if images is not None and images < 1:
+            raise UserError(f"unknown.folder.images must be >= 1, got {images}")
+        folder = Path(root).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"unknown.folder.root={folder}: no such folder")
+        tree = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        keys = sorted(path.as_posix() for path in tree if not any(part.startswith(".") for part in path.parts))
+        if not keys:
+            raise UserError(f"unknown.folder.root={folder} holds no image ({', '.join(sorted(SUFFIXES))})")
+        chosen = balanced_subset(np.zeros(len(keys), np.int64), images or len(keys))
+        self.images: Split = FileSplit(folder, [keys[position] for position in chosen], np.zeros_like(chosen))

@@ -1,0 +1,135 @@
+"""Checks of a detection claim; each can fail."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import pyarrow as pa
+
+from robustfg.detectors.threshold import rejected_of
+from robustfg.evaluation.checks.base import Check, Status
+from robustfg.evaluation.checks.judge import TOLERATED
+from robustfg.evaluation.detection.operating import Values, expected_rate, surprise
+from robustfg.evaluation.detection.probes import DIFFERENCE, GRADIENT
+from robustfg.evaluation.detection.readings import Readings
+from robustfg.evaluation.records import column
+from robustfg.evaluation.statistics import exceeds
+
+SURPRISING = 0.01
+"""p-value under which the realised false-positive rate does not fit the calibrated one."""
+MISTAKEN = 0.2
+"""Share of samples whose gradient may mistake how the score changes, as of the classifier's margin."""
+LEAST_STEPS = 30
+"""Steps of every white-box attack under which its failures say nothing."""
+NO_CLAIM = "no claim: no white-box attack was run"
+
+
+def detector_graph(table: pa.Table, detector: str) -> Check:
+    """Whether the score can be attacked by its gradient (probes)."""
+    names, detail = (
+        column(table, "attack"),
+        "the score has a gradient that tells how it changes",
+    )
+    alive, told = (column(table, "correct").astype(bool)[names == kind + detector] for kind in (GRADIENT, DIFFERENCE))
+    dead, n = int((~alive).sum()), len(alive)
+    if exceeds(dead, n, TOLERATED):
+        return Check("detector_graph", "fail", dead, n, detail)
+    mistaken = int((~told).sum())
+    status: Status = "inconclusive" if n == 0 or exceeds(mistaken, n, MISTAKEN) else "pass"
+    return Check("detector_graph", status, mistaken, n, detail)
+
+
+def adaptive_dominates(readings: Readings, white_box: Sequence[str], weaker: Sequence[str], tau: float) -> Check:
+    """Whether the attackers who know less pass with no sample with which the one who knows all does not."""
+    detail = "who ignores the detector or knows only answers passes with no sample that withstands the white box"
+    if not white_box:
+        return Check("adaptive_dominates", "inconclusive", 0, 0, detail + ": no white-box attack was run")
+    base = readings.standing(white_box)
+    missed = base.robust(tau) & ~readings.standing(weaker).robust(tau)
+    count, n = int(missed.sum()), int(base.accepted(tau).sum())
+    return Check("adaptive_dominates", "fail" if exceeds(count, n, TOLERATED) else "pass", count, n, detail)
+
+
+def effort(steps: int) -> Check:
+    """Whether the white box was given enough steps for its failures to count."""
+    detail = f"every white-box attack may take {LEAST_STEPS} steps: evaluation.detection.steps"
+    return Check("effort", "pass" if steps >= LEAST_STEPS else "fail", max(0, LEAST_STEPS - steps), LEAST_STEPS, detail)
+
+
+def split_hygiene(keys: Mapping[str, Iterable[str]]) -> Check:
+    """Whether the samples fitted on, calibrated on and tested on are different ones."""
+    fitted, calibrated, tested = (set(keys[split]) for split in ("train", "val", "test"))
+    shared = (fitted & calibrated) | (fitted & tested) | (calibrated & tested)
+    detail = "no file is listed in two of the splits that detectors are fitted, calibrated and tested on"
+    return Check("split_hygiene", "fail" if shared else "pass", len(shared), len(fitted | calibrated | tested), detail)
+
+
+def realised_fpr(clean: Values, tau: float, calibration: Values, fpr: float) -> Check:
+    """Whether as many right clean test images are rejected as the threshold from the calibration scores leads to.
+
+    Args:
+        clean: scores of the right clean test images.
+        tau: the threshold.
+        calibration: the scores it comes from.
+        fpr: the rate that was asked for.
+    """
+    rejected, m, n = int((clean > tau).sum()), len(clean), len(calibration)
+    law, tied = expected_rate(n, fpr), (calibration > tau).sum() < rejected_of(n, fpr)
+    if law is None or not m:
+        return Check("realised_fpr", "inconclusive", rejected, m, "too few samples to tell the false-positive rate")
+    detail = f"right clean images are rejected at the calibrated rate, {100 * law[0]:.1f} to {100 * law[1]:.1f} %"
+    status: Status = "fail" if surprise(rejected, m, n, fpr, tied=bool(tied)) < SURPRISING else "pass"
+    return Check("realised_fpr", status, rejected, m, detail)
+
+
+def half_epsilon(lower: float, known: float | None, n: int) -> Check:
+    """Whether the claim is within what classifiers without a detector reach at half the radius.
+
+    Args:
+        lower: lower end of the interval of the claimed joint robust accuracy.
+        known: the best accuracy known there; None where none is.
+        n: number of test samples.
+    """
+    detail = "the claim does not exceed the best accuracy known without a detector at half the radius"
+    if known is None:
+        return Check(
+            "half_epsilon", "inconclusive", 0, 0, detail + ", and none is known: evaluation.detection.half_epsilon"
+        )
+    above = max(0.0, lower - known)
+    return Check(
+        "half_epsilon", "fail" if above > 0 else "pass", round(above * n), n, f"{detail} ({100 * known:.1f} %)"
+    )
+
+
+def detector_verdict(checks: Sequence[Check], classifier: str, *, white_box: bool) -> str:
+    """What the claim of one detector is worth.
+
+    Args:
+        checks: of this detector; none where none was run.
+        classifier: the verdict on the evaluation without detectors, which it cannot exceed.
+        white_box: whether the white box was run.
+
+    Returns:
+        ``invalid``, ``no claim: …``, ``upper bound, unverified`` or ``verified``. Where nothing is known at half the
+        radius, ``half_epsilon`` is no obstacle.
+    """
+    status = {check.name: check.status for check in checks}
+    if classifier == "invalid" or status.get("split_hygiene") == "fail":
+        return "invalid"
+    if not white_box:
+        return NO_CLAIM
+    told = [value for name, value in status.items() if (name, value) != ("half_epsilon", "inconclusive")]
+    return "verified" if classifier == "verified" and told and set(told) == {"pass"} else "upper bound, unverified"
+
+
+def united(checks: Mapping[str, Sequence[Check]]) -> list[Check]:
+    """The checks of all detectors as one of each name: the worst status, the counts of those that have it."""
+    order: tuple[Status, ...] = ("fail", "inconclusive", "pass")
+    names = dict.fromkeys(check.name for found in checks.values() for check in found)
+    together = []
+    for name in names:
+        of = {detector: check for detector, found in checks.items() for check in found if check.name == name}
+        worst = next(status for status in order if any(check.status == status for check in of.values()))
+        such = {detector: check for detector, check in of.items() if check.status == worst}
+        first = next(iter(such.values()))
+        who = "" if worst == "pass" or len(of) == 1 else f" ({', '.join(such)})"
+        together.append(Check(name, worst, first.count, first.n, first.detail + who))
+    return together

@@ -1,0 +1,166 @@
+"""The detectors' part in a robustness evaluation: fit, calibrate, attack together, and tell what came of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pytorch_lightning as pl
+
+from robustfg.attacks import Attack
+from robustfg.data.datamodule import DataModule
+from robustfg.detectors import Fitted
+from robustfg.errors import UserError
+from robustfg.evaluation.checks import Check
+from robustfg.evaluation.detection import checks
+from robustfg.evaluation.detection.attackers import FORCED, SEMI_WHITE_BOX, WHITE_BOX, joint_attacks
+from robustfg.evaluation.detection.calibration import calibrated
+from robustfg.evaluation.detection.half_epsilon import best_known
+from robustfg.evaluation.detection.operating import needed
+from robustfg.evaluation.detection.options import Detection
+from robustfg.evaluation.detection.probes import DIFFERENCE, GRADIENT, slopes
+from robustfg.evaluation.detection.readings import Readings
+from robustfg.evaluation.detection.summary import Attackers, DetectorSummary
+from robustfg.evaluation.detection.unknown_images import UnknownImages
+from robustfg.evaluation.detection.unwatched import Rows, Unwatched
+from robustfg.evaluation.detection.watched import WatchedClassifier
+from robustfg.evaluation.measure import LEAST, SCORE, Classify
+from robustfg.evaluation.records import column
+from robustfg.types import Batch
+
+
+class Watch(Unwatched):
+    """An evaluation with detectors, fitted and calibrated on the way.
+
+    Args:
+        detection: the options.
+        trainer: has the data module and the processes.
+        classifier: what is evaluated.
+        suite: attacks on the classifier alone.
+        about: what else the file of the detectors tells, such as the hash of the weights.
+    """
+
+    def __init__(
+        self, detection: Detection, trainer: pl.Trainer, classifier: pl.LightningModule, suite: Mapping[str, Attack],
+        about: Mapping[str, Any],
+    ) -> None:  # fmt: skip
+        self.data = cast(DataModule, trainer.datamodule)  # type: ignore[attr-defined]
+        if self.data.evaluated != "test":
+            raise UserError("evaluation.split=val cannot be evaluated with detectors, which are calibrated on it")
+        self.detection, self.suite, self.about = detection, dict(suite), dict(about)
+        watched = WatchedClassifier(classifier, detection.detectors)
+        super().__init__(cast(Classify, classifier))
+        self.judged = cast(Classify, watched)
+        self.watched = watched
+        self.calibration = calibrated(watched, trainer, self.data)
+        enough = needed(detection.fpr)
+        if len(self.calibration) < enough:
+            raise UserError(
+                f"evaluation.detection.fpr={detection.fpr:g} needs {enough} validation samples that are classified "
+                f"right, there are {len(self.calibration)} of {self.calibration.considered}; raise it or "
+                "data.val_fraction"
+            )
+        self.threat = next(iter(suite.values())).threat
+        self.unknown = UnknownImages(detection, self.calibration, self.threat, self.data, trainer)
+        self.by_detector = {name: self._joint(name) for name in watched.detectors}
+        for models in self.by_detector.values():
+            for attacks in models.values():
+                self.attacks |= attacks
+        self.slopes = [kind + name for name in watched.detectors for kind in (GRADIENT, DIFFERENCE)]
+        self.probes = [*self.probes, *self.slopes]
+        splits = self.data.describe()
+        self.splits = {"fit": splits["train"], "calibration": splits["val"], "test": splits["test"]}
+        self.identity = [{name: dict(node) for name, node in detection.nodes.items()}, self.splits]
+
+    def _joint(self, name: str) -> dict[str, dict[str, Attack]]:
+        thresholds = self.calibration.thresholds(name, self.detection.levels)
+        tau, lowest = thresholds[self.detection.fpr], min(thresholds.values())
+        return joint_attacks(self.detection, name, self.threat, self.calibration, tau=tau, lowest=lowest)
+
+    def detector(self, attack: str) -> str | None:
+        return attack.split("/")[1] if attack in self.attacks and not attack.startswith(FORCED) else None
+
+    def probe(self, batch: Batch) -> Rows:
+        found = [told for name in self.watched.detectors for told in slopes(self.watched, name, batch)]
+        return super().probe(batch) + self._probed(batch, self.slopes, found)
+
+    def apart(self, table: pa.Table) -> pa.Table:
+        said = [name for name in table.column_names if name.startswith((SCORE, LEAST))]
+        return table.filter(~np.isin(column(table, "attack"), [*self.attacks, *self.slopes])).drop_columns(said)
+
+    def told(
+        self, table: pa.Table, suite: Mapping[str, Any], also: Sequence[str], verdict: str, *, checked: bool
+    ) -> tuple[dict[str, Any], list[Check]]:
+        known = best_known(self.threat, suite, self.detection.half_epsilon, cast("str | None", self.about.get("data")))
+        hygiene = checks.split_hygiene({split: self.data.keys(split).values() for split in ("train", "val", "test")})
+        found, everything = {}, {}
+        for name in self.watched.detectors:
+            attackers = self._attackers(name, also)
+            numbers = self._numbers(table, name, attackers)
+            judged = [hygiene, *self._checks(table, numbers, attackers, known, name)] if checked else []
+            everything[name] = judged
+            found[name] = numbers.as_dict() | {
+                "checks": [check.as_dict() for check in judged],
+                "verdict": checks.detector_verdict(judged, verdict, white_box=WHITE_BOX in attackers.own),
+            }
+        block = {
+            "fpr": self.detection.fpr,
+            "threat": {"norm": self.threat.norm, "epsilon": str(self.threat.epsilon)},
+            "splits": self.splits | {"calibration": {**self.splits["calibration"], "right": len(self.calibration)}},
+            "attacks": {name: dict(attack.shown()) for name, attack in self.attacks.items()},
+            "surrogate": self.detection.surrogate_name or None,
+            "detectors": found,
+        }
+        return {"detection": block} | self.unknown.told(self.watched, table), checks.united(everything)
+
+    def _attackers(self, name: str, also: Sequence[str]) -> Attackers:
+        joint = {model: list(attacks) for model, attacks in self.by_detector[name].items() if model != FORCED}
+        forced = list(self.by_detector[name].get(FORCED, {}))
+        others = [attack for attack in self.attacks if attack not in self.by_detector[name].get(WHITE_BOX, {})]
+        own = {SEMI_WHITE_BOX: list(self.suite), **joint}
+        union = {SEMI_WHITE_BOX: [*self.suite, *also], **joint}
+        if WHITE_BOX in joint:
+            union[WHITE_BOX] = [*self.suite, *also, *joint[WHITE_BOX], *others]  # whoever was aimed at: all were tried
+        radius = {name: attack.threat.radius for name, attack in (self.suite | self.attacks).items()}
+        return Attackers(union, own, SEMI_WHITE_BOX, forced, radius)
+
+    def _numbers(self, table: pa.Table, name: str, attackers: Attackers) -> DetectorSummary:
+        scores = np.sort(self.calibration.scores[name].numpy().astype(float))
+        options = self.detection
+        return DetectorSummary(
+            Readings(table, name), scores, attackers, fpr=options.fpr, levels=options.levels, seed=options.seed
+        )
+
+    def _checks(
+        self, table: pa.Table, numbers: DetectorSummary, attackers: Attackers, known: float | None, name: str
+    ) -> list[Check]:
+        readings, tau = numbers.readings, numbers.tau
+        own = attackers.own.get(WHITE_BOX, [])
+        weaker = [attack for names in attackers.joint.values() for attack in names if attack not in own]
+        claimed = numbers.claim(WHITE_BOX if own else SEMI_WHITE_BOX)
+        return [
+            checks.detector_graph(table, name),
+            checks.adaptive_dominates(readings, own, weaker, tau),
+            checks.realised_fpr(readings.clean[readings.right], tau, numbers.calibration, self.detection.fpr),
+            checks.half_epsilon(claimed["ci95"][0], known, claimed["n"]),
+            checks.effort(self.detection.steps),
+        ]
+
+    def write(self, folder: Path) -> None:
+        super().write(folder)
+        self.unknown.write(folder)
+        calibration = {name: scores.sort().values for name, scores in self.calibration.scores.items()}
+        about = self.about | {"fpr": self.detection.fpr, "splits": self.splits}
+        fitted = Fitted(dict(self.detection.detectors), self.detection.nodes, calibration, about)
+        fitted.write(folder / "detectors.pt")
+
+
+def watch_over(
+    detection: Detection | None, trainer: pl.Trainer, classifier: pl.LightningModule, suite: Mapping[str, Attack],
+    about: Mapping[str, Any],
+) -> Unwatched:  # fmt: skip
+    """The detectors' part in an evaluation; arguments as for ``Watch``, ``detection`` None where none is wanted."""
+    if detection is None:
+        return Unwatched(cast(Classify, classifier))
+    return Watch(detection, trainer, classifier, suite, about)

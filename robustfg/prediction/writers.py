@@ -1,0 +1,152 @@
+"""Rows as a table, JSON lines or CSV, written while they come."""
+
+import csv
+import json
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from robustfg.errors import UserError
+
+Cell = str | float | bool | None
+WIDTH = 160  # characters of a table that is not shown on a terminal
+
+
+class Writer(ABC):
+    """Writes rows that share their columns; a cell that a row lacks is empty.
+
+    Args:
+        stream: where the text goes.
+        columns: in order; among them ``error``.
+    """
+
+    def __init__(self, stream: TextIO, columns: Sequence[str]) -> None:
+        self.stream, self.columns = stream, columns
+        self.begin()
+
+    @abstractmethod
+    def begin(self) -> None:
+        """Writes what comes before the first row."""
+
+    @abstractmethod
+    def put(self, cells: Mapping[str, Cell]) -> None:
+        """Writes one row."""
+
+    def __call__(self, cells: Mapping[str, Cell]) -> None:
+        """Writes one row, at once visible to whoever reads."""
+        self.put({column: cells.get(column) for column in self.columns})
+        self.stream.flush()
+
+
+class JsonLines(Writer):
+    """An object a line, in ASCII, so that every file name survives."""
+
+    def begin(self) -> None:
+        """Nothing: there is no header."""
+
+    def put(self, cells: Mapping[str, Cell]) -> None:
+        self.stream.write(json.dumps(cells, allow_nan=False) + "\n")
+
+
+class Csv(Writer):
+    """A header and a line a row (RFC 4180, but for the line's end)."""
+
+    def begin(self) -> None:
+        self.rows = csv.writer(self.stream, lineterminator="\n")
+        self.rows.writerow(self.columns)
+
+    def put(self, cells: Mapping[str, Cell]) -> None:
+        self.rows.writerow([str(cell).lower() if isinstance(cell, bool) else cell for cell in cells.values()])
+
+
+class Table(Writer):
+    """Columns of a fixed width, so that a row can be shown before the next is known."""
+
+    def begin(self) -> None:
+        self.shown = [column for column in self.columns if column != "error"]
+        self.console = Console(file=self.stream, width=None if self.stream.isatty() else WIDTH, highlight=False)
+        self._line([Text(heading(column), style="bold") for column in self.shown])
+
+    def put(self, cells: Mapping[str, Cell]) -> None:
+        if cells["error"] is None:
+            self._line([_text(column, cells[column]) for column in self.shown])
+        else:
+            self.console.print(Text(printable(f"{cells['image']}: {cells['error']}"), style="red"))
+
+    def _line(self, texts: list[Text]) -> None:
+        table = RichTable(box=None, expand=True, show_header=False, pad_edge=False)
+        for column in self.shown:
+            if column == "image":
+                table.add_column(ratio=1, min_width=20, overflow="fold")
+            elif heading(column) == "class":
+                table.add_column(width=16, overflow="fold")
+            else:
+                table.add_column(width=max(len(heading(column)), 8), justify="right")
+        table.add_row(*texts)
+        self.console.print(table)
+
+
+def heading(column: str) -> str:
+    """What stands above a column: the detector's name over its score, and no ranks."""
+    kind, _, name = column.partition("/")
+    return name if kind == "score" else kind.partition("_")[0]
+
+
+def _text(column: str, cell: Cell) -> Text:
+    if isinstance(cell, bool):
+        return Text("yes") if cell else Text("no", style="bold red")
+    if isinstance(cell, float):
+        return Text(f"{100 * cell:.1f} %" if column.startswith("probability") else f"{cell:.4g}")
+    return Text("" if cell is None else printable(cell))
+
+
+def printable(text: str) -> str:
+    """The text with a question mark for whatever could steer a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+FORMATS: Mapping[str, type[Writer]] = {"table": Table, "json": JsonLines, "csv": Csv}
+
+
+def writer_of(name: str | None, to: str | None) -> type[Writer]:
+    """The writer of a format; None: a table on a terminal, CSV into a file named so, JSON lines elsewhere.
+
+    Raises:
+        UserError: for another format.
+    """
+    if name is None and to is None:
+        return Table if sys.stdout.isatty() else JsonLines
+    if name is None:
+        return Csv if str(to).lower().endswith(".csv") else JsonLines
+    if name not in FORMATS:
+        raise UserError(f"format must be {', '.join(FORMATS)}, got {name}")
+    return FORMATS[name]
+
+
+@contextmanager
+def opened(to: str | None) -> Iterator[TextIO]:
+    """The stream for the rows: stdout, or a file that appears under its name once it is whole."""
+    if to is None:
+        sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names need not be valid text
+        yield sys.stdout
+        return
+    path = Path(to).expanduser()
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        stream = beside.open("w", encoding="utf-8", errors="surrogateescape", newline="")
+    except OSError as error:
+        raise UserError(f"to={to}: {error.strerror}") from error
+    try:
+        with stream:
+            yield stream
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise

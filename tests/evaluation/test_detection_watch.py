@@ -1,0 +1,263 @@
+import copy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from toy import Blobs, Convolutions, data_module, evaluate, suite
+
+from robustfg.attacks import Attack
+from robustfg.data.datamodule import DataModule
+from robustfg.detectors import Detector, Energy, Fitted, Mahalanobis, Watched, fit
+from robustfg.errors import UserError
+from robustfg.evaluation import RobustnessEvaluation
+from robustfg.evaluation.detection import Detection
+from robustfg.types import Batch
+
+MAKE = {"energy": Energy, "mahalanobis": Mahalanobis}
+NODES = {name: {"_target_": f"robustfg.detectors.{kind.__name__}"} for name, kind in MAKE.items()}
+QUICK = {"fpr": 0.1, "grid": (0.05, 0.2), "steps": 4, "queries": 10}
+
+
+def detection(*names, **options):
+    chosen = names or tuple(MAKE)
+    detectors = {name: MAKE[name]() for name in chosen}
+    return Detection(detectors=detectors, nodes={name: NODES[name] for name in chosen}, **(QUICK | options))
+
+
+def few(**options):
+    return data_module(max_test_samples=40, **options)
+
+
+@pytest.fixture(scope="module")
+def run(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("watched")
+    model = copy.deepcopy(trained)
+    summary = evaluate(model, folder, data=few(), checks=20, detection=detection(forced_rejection=True))
+    return SimpleNamespace(folder=folder / "robustness", summary=summary, model=model)
+
+
+def made(node, option):
+    return MAKE[option.removeprefix("detector.")]()
+
+
+def rows_of(folder):
+    return pq.read_table(folder / "records.parquet").to_pylist()
+
+
+def test_joint_accuracy_is_a_naive_count_over_the_rows_and_the_calibration_scores(run):
+    rows = rows_of(run.folder)
+    fitted = Fitted.read(run.folder / "detectors.pt", made)
+    for name, told in run.summary["detection"]["detectors"].items():
+        tau = fitted.tau(name, 0.1)
+        assert told["tau"] == tau
+        clean = {r["index"]: r for r in rows if r["attack"] == "clean"}
+        good = {i for i, r in clean.items() if r["correct"] and r[f"score/{name}"] <= tau}
+        passed = {"semi_white_box": set(), "black_box": set(), "white_box": set()}
+        for r in rows:
+            model, _, rest = r["attack"].partition("/")
+            model = model if model in passed else "semi_white_box"
+            if r["attack"].startswith(("check:detector", "check:finite", "check:determ", "check:unb", "forced")):
+                model = "white_box" if rest.startswith(name) else None
+            if rest and not rest.startswith(name):  # aimed at another detector, and may still pass this one
+                model = "white_box" if model in ("white_box", "black_box") else None
+            if model is None:
+                continue
+            wrong = not r["correct"] and r[f"score/{name}"] <= tau
+            if wrong or (r[f"least/{name}"] or np.inf) <= tau:
+                passed[model].add(r["index"])
+        passed["white_box"] |= passed["semi_white_box"] | passed["black_box"]
+        for model, through in passed.items():
+            assert told["threats"][model]["joint"]["correct"] == len(good - through), (name, model)
+            assert told["threats"][model]["joint"]["accepted"] == len(good)
+        assert told["threats"]["white_box"]["joint"]["correct"] <= told["threats"]["semi_white_box"]["joint"]["correct"]
+
+
+def test_without_detector_the_curve_begins_at_the_worst_case(run):
+    for told in run.summary["detection"]["detectors"].values():
+        first = told["threats"]["semi_white_box"]["curve"][0]
+        suite_alone = run.summary["attacks"]
+        assert first["fpr"] == 0
+        assert first["correct"] <= min(part["correct"] for part in suite_alone.values())
+        assert first["accepted"] == run.summary["clean"]["correct"]
+        assert run.summary["worst_case"]["correct"] <= told["threats"]["white_box"]["curve"][0]["correct"]
+
+
+def test_every_row_has_the_scores_of_its_image_and_joint_attacks_the_least_of_theirs(run):
+    rows = rows_of(run.folder)
+    for r in rows:
+        assert r["score/energy"] is not None
+        assert r["score/mahalanobis"] is not None
+        attacked = r["attack"].startswith(("white_box/energy", "black_box/energy"))
+        assert (r["least/energy"] is not None) == attacked
+        if attacked and not r["correct"]:
+            assert r["least/energy"] <= r["score/energy"] + 1e-5
+    samples = {int(s.index): s for s in (few().samples("test")[i] for i in range(40))}
+    output = Watched(run.model, {"energy": Energy()})(torch.stack([s.image for s in samples.values()]))
+    told = {r["index"]: r["score/energy"] for r in rows if r["attack"] == "clean"}
+    assert np.allclose(list(output.scores["energy"].tolist()), [told[i] for i in samples], atol=1e-5)
+
+
+def test_detectors_are_fitted_on_train_and_calibrated_on_right_validation_samples(run):
+    data = few()
+    train = data.samples("train").under(data.fit_square)
+    batch = [train[i] for i in reversed(range(len(train)))]
+    expected = {"mahalanobis": Mahalanobis()}
+    fit(Watched(run.model, expected), [Batch(*(torch.stack(list(map(torch.as_tensor, column))) for column in zip(*batch, strict=True)))])  # fmt: skip  # noqa: E501
+    fitted = Fitted.read(run.folder / "detectors.pt", made)
+    found = fitted.detectors["mahalanobis"].state_dict()
+    for key, value in expected["mahalanobis"].state_dict().items():
+        assert torch.allclose(found[key].double(), value.double(), rtol=1e-3, atol=1e-4), key
+    val = [data.samples("val")[i] for i in range(len(data.samples("val")))]
+    image, label = torch.stack([s.image for s in val]), torch.tensor([int(s.label) for s in val])
+    with torch.no_grad():
+        output = Watched(run.model, fitted.detectors)(image)
+    right = output.logits.argmax(1) == label
+    for name, scores in output.scores.items():
+        assert torch.allclose(scores[right].sort().values, fitted.calibration[name], atol=1e-4)
+
+
+def test_the_suite_and_its_checks_are_the_same_with_and_without_detectors(run, classifier, tmp_path):
+    plain = evaluate(classifier, tmp_path, data=few(), checks=20)
+    assert "detection" not in plain
+    names = [check["name"] for check in plain["checks"]]
+    assert run.summary["checks"][: len(names)] == plain["checks"]
+    assert {check["name"] for check in run.summary["checks"][len(names) :]} == {
+        "split_hygiene", "detector_graph", "adaptive_dominates", "realised_fpr", "half_epsilon", "effort",
+    }  # fmt: skip
+    assert plain["verdict"] == run.summary["verdict"]
+    drop = ("forwards", "backwards", "seconds")
+    for name, part in plain["attacks"].items():
+        assert {k: v for k, v in part.items() if k not in drop} == {
+            k: v for k, v in run.summary["attacks"][name].items() if k not in drop
+        }
+    assert not (tmp_path / "robustness" / "detectors.pt").exists()
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_evaluation_with_detectors_ends_with_the_same_rows(classifier, tmp_path, monkeypatch):
+    def once(folder):
+        evaluate(classifier, folder, data=data_module(max_test_samples=20, batch_size=8), checks=5,
+                 detection=detection("mahalanobis"))  # fmt: skip
+
+    once(tmp_path / "whole")
+    real, calls = Attack.attempts, {"n": 0}
+
+    def dying(self, *arguments, **keywords):
+        calls["n"] += 1
+        if calls["n"] == 25:
+            raise KilledError
+        return real(self, *arguments, **keywords)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Attack, "attempts", dying)
+        with pytest.raises(KilledError):
+            once(tmp_path / "killed")
+    once(tmp_path / "killed")
+    tables = [
+        pq.read_table(tmp_path / name / "robustness/records.parquet").drop(["seconds"]) for name in ("whole", "killed")
+    ]
+    assert tables[0].equals(tables[1])
+
+
+def test_rows_belong_to_the_detectors_their_settings_and_the_threshold(classifier, tmp_path):
+    def prints(found):
+        callback = RobustnessEvaluation(attacks=suite(), folder=tmp_path, checks=0, detection=found)
+        evaluator = SimpleNamespace(
+            datamodule=few(), global_rank=0, num_test_batches=[1], is_global_zero=True, progress_bar_callback=None,
+            strategy=SimpleNamespace(batch_to_device=lambda batch: batch, root_device=torch.device("cpu")),
+        )  # fmt: skip
+        evaluator.datamodule.trainer = None
+        callback.on_test_start(evaluator, classifier)
+        callback.progress.stop()
+        return callback.store.fingerprints
+
+    none, one, same = prints(None), prints(detection("energy")), prints(detection("energy"))
+    assert one == same
+    assert none["clean"] != one["clean"], "rows without scores cannot be continued with detectors"
+    other = prints(detection("energy", fpr=0.2, grid=(0.05, 0.2)))
+    assert other["clean"] == one["clean"]
+    assert other["white_box/energy/max_form"] != one["white_box/energy/max_form"]
+    hotter = replace(detection("energy"), nodes={"energy": NODES["energy"] | {"temperature": 2.0}})
+    assert prints(hotter)["clean"] != one["clean"]
+
+
+class Hidden(Detector):
+    """A detector whose gradient is masked."""
+
+    def __init__(self, mask):
+        super().__init__()
+        self.mask = mask
+
+    def score(self, output, views=()):
+        return self.mask(Energy().score(output))
+
+
+@pytest.mark.parametrize("mask", [lambda score: score.detach(), lambda score: (score * 4).round() / 4], ids=["cut", "steps"])  # fmt: skip  # noqa: E501
+def test_a_planted_gradient_mask_is_told(classifier, tmp_path, mask):
+    found = Detection(detectors={"hidden": Hidden(mask)}, nodes={"hidden": {}}, **QUICK)
+    summary = evaluate(classifier, tmp_path, data=few(), checks=20, detection=found)
+    told = summary["detection"]["detectors"]["hidden"]
+    assert {check["name"]: check["status"] for check in told["checks"]}["detector_graph"] == "fail"
+    assert told["verdict"] == "upper bound, unverified"
+    assert summary["verdict"] == "verified", "the classifier's own number does not depend on it"
+
+
+def test_without_the_white_box_nothing_is_claimed(classifier, tmp_path):
+    found = detection("energy", white_box=False)
+    told = evaluate(classifier, tmp_path, data=few(), checks=10, detection=found)["detection"]["detectors"]["energy"]
+    assert told["verdict"].startswith("no claim")
+    assert "white_box" not in told["threats"]
+
+
+def test_calibrating_on_what_was_fitted_on_makes_the_claim_invalid(classifier, tmp_path):
+    source = Blobs()
+    source.val = source.train
+    data = DataModule(source=source, image_size=12, batch_size=32, num_workers=0, max_test_samples=20)
+    found = detection("energy", black_box=False)
+    summary = evaluate(classifier, tmp_path, data=data, checks=5, detection=found)
+    assert summary["detection"]["detectors"]["energy"]["verdict"] == "invalid"
+    assert {c["name"]: c["status"] for c in summary["checks"]}["split_hygiene"] == "fail"
+
+
+def test_too_few_validation_samples_are_told_with_the_number_needed(classifier, tmp_path):
+    with pytest.raises(UserError, match=r"evaluation.detection.fpr=0.01 needs 99 validation samples .* 40 of 40"):
+        evaluate(classifier, tmp_path, data=few(), detection=detection("energy", fpr=0.01))
+
+
+def test_the_validation_split_cannot_be_tested_with_detectors_calibrated_on_it(classifier, tmp_path):
+    with pytest.raises(UserError, match=r"evaluation.split=val"):
+        evaluate(classifier, tmp_path, data=few(), split="val", detection=detection("energy"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"fpr": 0.0}, r"evaluation.detection.fpr must be in \(0, 1\), got 0.0"),
+        ({"grid": (0.1, 1.0)}, r"evaluation.detection.grid must be in \(0, 1\), got 1.0"),
+        ({"steps": 0}, r"evaluation.detection.steps must be >= 1, got 0"),
+        ({"queries": 0}, r"evaluation.detection.queries must be >= 1"),
+    ],
+)
+def test_wrong_options_are_told_by_name(options, message):
+    with pytest.raises(UserError, match=message):
+        detection("energy", **options)
+
+
+def test_no_detector_is_told():
+    with pytest.raises(UserError, match="detector is empty"):
+        Detection(detectors={}, nodes={})
+
+
+def test_a_surrogate_attacks_by_transfer(classifier, tmp_path):
+    other = copy.deepcopy(classifier)
+    other.backbone = Convolutions()
+    found = detection("energy", white_box=False, surrogate=other.eval(), surrogate_name="other")
+    block = evaluate(classifier, tmp_path, data=few(), checks=0, detection=found)["detection"]
+    assert block["surrogate"] == "other"
+    assert "black_box/energy/transfer_surrogate" in block["detectors"]["energy"]["threats"]["black_box"]["attacks"]

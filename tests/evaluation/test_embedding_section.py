@@ -1,0 +1,56 @@
+"""What the page says about the feature space."""
+
+import numpy as np
+import torch
+from test_gaussianity import Claiming, classes, embeddings_of
+
+from robustfg.evaluation.embedding import embedding_of
+from robustfg.reporting.embedding import claimed, embedding_lines, normality, symmetry
+from robustfg.reporting.embedding_figures import latent_picture, laws_and_reliability, shown_axes
+
+
+def found(path, d=9, count=4, each=24):
+    points, labels = classes(np.random.default_rng(0), count, each, d)
+    loss = Claiming(torch.zeros(count, d), 1)
+    return embedding_of(embeddings_of(points, labels), "abcd", loss=loss, device=torch.device("cpu"), picture=path)
+
+
+def test_sentences_give_the_numbers_and_the_reduction(tmp_path):
+    block = found(tmp_path / "e.npz")
+    told = normality(block)
+    assert f"by skewness {block['gaussian']['skewness']['rejected']} of 4 classes" in told
+    assert "(0.2 by chance)" in told
+    assert "along the 6 widest of 9 directions within classes" in told
+    assert f"chi-square by {block['gaussian']['distances']['ks']:.3f}" in told
+    assert "Not tested" not in told
+    assert f"{block['symmetry']['smallest_to_largest']:.2f}" in symmetry(block)
+    assert f"{block['claimed']['mean_ratio']:.3g} times as large as claimed" in claimed(block)
+    (line,) = embedding_lines({"embedding": block})
+    assert line == " ".join((told, symmetry(block), claimed(block)))
+
+
+def test_what_cannot_be_told_is_left_out():
+    empty = {"gaussian": None, "symmetry": None, "claimed": None}
+    assert embedding_lines({"embedding": empty}) == [
+        "No class can be tested for being Gaussian: none has 20 samples that differ."
+    ]
+    assert embedding_lines({}) == []
+    assert laws_and_reliability({}) is None
+
+
+def test_the_picture_is_drawn_for_few_and_for_many_classes(tmp_path):
+    block = found(tmp_path / "e.npz", d=2)
+    assert shown_axes(tmp_path / "e.npz") == "embedding"
+    assert latent_picture(tmp_path / "e.npz", "abcd").startswith("data:image/png")
+    assert latent_picture(tmp_path / "none.npz", "abcd") is shown_axes(tmp_path / "none.npz") is None
+    assert laws_and_reliability({"embedding": block}).startswith("data:image/svg")
+    points, labels = classes(np.random.default_rng(0), 30, 4, 3)
+    block = embedding_of(
+        embeddings_of(points, labels),
+        range(31),
+        loss=None,
+        device=torch.device("cpu"),
+        picture=tmp_path / "many.npz",
+    )
+    assert block["gaussian"] is block["claimed"] is None
+    assert latent_picture(tmp_path / "many.npz", [str(k) for k in range(31)]).startswith("data:image/png")
