@@ -133,7 +133,8 @@ def separation_of(distances: Distances, classes: Sequence[str], groups: Sequence
     Returns:
         ``classes``, the numbers of ``Distances.per_class`` by name; ``separated`` of ``n`` classes with a separation
         over 1, the ``smallest`` and the ``median`` one; per genus the same, and how many of its classes have their
-        nearest one inside the genus, with ``expected_nearest_inside``, how many if any other class were as likely.
+        nearest one inside the genus, with ``expected_nearest_inside``, how many if any other class that has samples
+        were as likely.
     """
     found = distances.per_class()
     values = found["separation"]
@@ -147,18 +148,15 @@ def separation_of(distances: Distances, classes: Sequence[str], groups: Sequence
         return summary
     genera, nearest = np.asarray(groups), found["nearest"]
     near = np.array([not np.isnan(k) and genera[int(k)] == genera[own] for own, k in enumerate(nearest)])
-    return summary | {
-        "groups": {
-            str(genus): _overall(values[genera == genus])
-            | {
-                "nearest_inside": int(near[genera == genus].sum()),
-                "expected_nearest_inside": float(
-                    (~np.isnan(nearest[genera == genus])).sum() * ((genera == genus).sum() - 1) / (len(genera) - 1)
-                ),
-            }
-            for genus in dict.fromkeys(genera.tolist())
+    known = ~np.isnan(nearest)  # the others have no sample, and can be nearest to none
+    per_genus = {}
+    for genus in dict.fromkeys(genera.tolist()):
+        inside, members = genera == genus, int(known[genera == genus].sum())
+        per_genus[str(genus)] = _overall(values[inside]) | {
+            "nearest_inside": int(near[inside].sum()),
+            "expected_nearest_inside": members * (members - 1) / max(int(known.sum()) - 1, 1),
         }
-    }
+    return summary | {"groups": per_genus}
 
 
 def _overall(separation: Values) -> dict[str, Any]:

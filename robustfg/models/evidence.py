@@ -12,6 +12,10 @@ CHUNK = {"cpu": 2**18}
 CHUNK_ELSEWHERE = 2**24
 """Distances that are held at once: about a processor's cache, or enough to keep a GPU busy."""
 
+NEAR = 0.1
+"""Below this squared distance ||z||^2 - 2 z.p + ||p||^2 is too inexact in float32 for the similarity's logarithm: the
+difference of the vectors is taken instead."""
+
 
 def prototype_evidence(
     latent: Tensor, prototypes: Tensor, table: Tensor, attention: Tensor | None = None, epsilon: float = 1e-4
@@ -76,21 +80,27 @@ class _Evidence(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         batch, positions, _ = latent.shape
         by_table = prototypes[table.flatten()]
-        evidence, distance = (latent.new_empty(batch, table.numel()) for _ in range(2))
-        position = torch.empty_like(evidence, dtype=torch.int64)
+        distance = latent.new_empty(batch, table.numel())
+        position = torch.empty_like(distance, dtype=torch.int64)
         nearest = latent.new_empty(batch, positions, table.shape[1])
         for part, distances in distances_by_chunk(latent, by_table):
             torch.amin(distances.view(-1, positions, *table.shape), 2, out=nearest[part])
             if attention is None:
                 torch.min(distances, 1, out=(distance[part], position[part]))
-                evidence[part] = _similarity(distance[part], epsilon)
             else:
                 weighted = _similarity(distances, epsilon).mul_(attention[part, :, None])
-                torch.max(weighted, 1, out=(evidence[part], position[part]))
+                position[part] = weighted.max(1).indices
                 torch.gather(distances, 1, position[part, None], out=distance[part, None])
         place = torch.empty_like(table.flatten()).resize_(len(prototypes))
         place[table.flatten()] = torch.arange(table.numel(), device=table.device)
-        evidence, distance, position = (found.index_select(1, place) for found in (evidence, distance, position))
+        distance, position = (found.index_select(1, place) for found in (distance, position))
+        sample, column = (distance < NEAR).nonzero(as_tuple=True)
+        row = sample * positions + position[sample, column]
+        for part, difference in _differences(latent.flatten(0, 1), prototypes, row, column):
+            distance[sample[part], column[part]] = difference.square_().sum(1)
+        evidence = _similarity(distance, epsilon)
+        if attention is not None:
+            evidence *= attention.gather(1, position)
         ctx.save_for_backward(latent, prototypes, table, attention, position, distance)
         ctx.epsilon = epsilon
         ctx.set_materialize_grads(False)
@@ -100,7 +110,7 @@ class _Evidence(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, to_evidence: Tensor | None, to_nearest: Tensor | None) -> tuple[Tensor | None, ...]:
         latent, prototypes, table, attention, position, distance = ctx.saved_tensors
-        rows, columns, slopes = [], [], []
+        rows, columns, slopes, near = [], [], [], position.new_empty(0)
         to_latent = to_prototypes = to_attention = None
         (batch, positions, _), count = latent.shape, len(prototypes)
         if to_evidence is not None:
@@ -114,6 +124,7 @@ class _Evidence(torch.autograd.Function):
             rows.append((first[:, None] + position).flatten())
             columns.append(torch.arange(count, device=latent.device).repeat(batch))
             slopes.append(slope.flatten())
+            near = (distance < NEAR).flatten().nonzero().flatten()  # these pairs stand first
         if to_nearest is not None:
             sample, place, of_class = to_nearest.nonzero(as_tuple=True)
             rows.append(sample * positions + place)
@@ -122,7 +133,7 @@ class _Evidence(torch.autograd.Function):
         if rows and any(ctx.needs_input_grad[:2]):
             with torch.autocast(latent.device.type, enabled=False):
                 pairs = torch.cat(rows), torch.cat(columns), torch.cat(slopes)
-                to_latent, to_prototypes = _pull(latent, prototypes, *pairs, ctx.needs_input_grad)
+                to_latent, to_prototypes = _pull(latent, prototypes, *pairs, near, ctx.needs_input_grad)
         return to_latent, to_prototypes, None, to_attention, None
 
 
@@ -141,14 +152,35 @@ def _nearest_of_class(latent: Tensor, prototypes: Tensor, candidates: Tensor) ->
 
 
 def _pull(
-    latent: Tensor, prototypes: Tensor, row: Tensor, column: Tensor, slope: Tensor, needed: tuple[bool, ...]
+    latent: Tensor,
+    prototypes: Tensor,
+    row: Tensor,
+    column: Tensor,
+    slope: Tensor,
+    near: Tensor,
+    needed: tuple[bool, ...],
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of sum_i slope_i ||z_row(i) - p_column(i)||^2 to the latent vectors and the prototypes."""
-    rows = latent.flatten(0, 1)
-    return (
-        _apart(rows, prototypes, row, column, slope).view_as(latent) if needed[0] else None,
-        _apart(prototypes, rows, column, row, slope) if needed[1] else None,
-    )
+    """Gradients of sum_i slope_i ||z_row(i) - p_column(i)||^2 to the latent vectors and the prototypes.
+
+    Those of the pairs ``near``, whose slopes are steep, are summed pair by pair.
+    """
+    rows, far = latent.flatten(0, 1), slope.index_fill(0, near, 0)
+    to_rows = _apart(rows, prototypes, row, column, far) if needed[0] else None
+    to_prototypes = _apart(prototypes, rows, column, row, far) if needed[1] else None
+    row, column, slope = row[near], column[near], slope[near]
+    for part, difference in _differences(rows, prototypes, row, column):
+        difference *= 2 * slope[part, None]
+        if to_rows is not None:
+            to_rows.index_add_(0, row[part], difference)
+        if to_prototypes is not None:
+            to_prototypes.index_add_(0, column[part], difference, alpha=-1)
+    return None if to_rows is None else to_rows.view_as(latent), to_prototypes
+
+
+def _differences(rows: Tensor, prototypes: Tensor, row: Tensor, column: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Which pairs, and z_row(i) - p_column(i) ``(n, D)``, some at a time."""
+    for part in chunks(len(row), prototypes.shape[1], rows.device):
+        yield part, rows[row[part]] - prototypes[column[part]]
 
 
 def _apart(here: Tensor, there: Tensor, at: Tensor, other: Tensor, slope: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from robustfg.evaluation import diagnosis, separation
 from robustfg.evaluation.diagnosis import closeness_and_success, spearman
 from robustfg.evaluation.records import CLEAN, table_of
 from robustfg.evaluation.separation import Embeddings, separation_of
+from robustfg.reporting.evidence import genus_rows
 
 
 def distances_of(points, labels, num_classes, batches=3):
@@ -36,8 +37,17 @@ def test_two_classes_on_a_line_give_the_numbers_worked_out_by_hand():
         "separated": 2, "n": 2, "smallest": 2.0, "median": 2.5
     }  # fmt: skip
     assert found["groups"]["g"]["nearest_inside"] == 2
-    assert found["groups"]["g"]["expected_nearest_inside"] == 1.0  # of two classes, each with an even chance
-    assert found["groups"]["h"]["n"] == 0
+    assert found["groups"]["g"]["expected_nearest_inside"] == 2.0  # there is no other class with samples
+    assert found["groups"]["h"]["n"] == found["groups"]["h"]["expected_nearest_inside"] == 0
+
+
+def test_the_page_tells_the_classes_nearest_inside_their_genus_and_how_many_chance_would_give():
+    # g holds 0, 1 and 9, h holds 10; of g's three classes each has two of its three others inside
+    points, labels = [[0.0], [1.0], [9.0], [10.0]], [0, 1, 2, 3]
+    found = separation_of(distances_of(points, labels, 4, batches=1), list("abcd"), ["g", "g", "g", "h"])
+    assert {name: row[-1] for name, *row in genus_rows({"separation": found})} == {
+        "g": "2 (2.0 by chance)", "h": "0 (0.0 by chance)",
+    }  # fmt: skip
 
 
 def test_a_class_of_one_sample_has_no_spread():

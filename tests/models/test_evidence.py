@@ -41,13 +41,15 @@ def gradients(found, inputs):
 
 
 @settings(deadline=None, max_examples=60)
-@given(SIZES, SIZES, SIZES, SIZES, SIZES, st.integers(0, 99), st.booleans(), st.sampled_from([1, 40, 2**18]))
-def test_values_and_gradients_equal_the_formulas(batch, depth, members, classes, height, seed, attended, chunk):
+@given(SIZES, SIZES, SIZES, SIZES, SIZES, st.integers(0, 99), st.booleans(), st.sampled_from([1, 40, 2**18]),
+       st.sampled_from([0.0, 0.3, 1.0]))  # fmt: skip
+def test_values_and_gradients_equal_the_formulas(batch, depth, members, classes, height, seed, attended, chunk, near):
     latent, bank, attention = toy(batch, depth, members, classes, height, 2, seed)
     inputs = (latent, bank, attention) if attended else (latent, bank)
     attention = attention if attended else None
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(module.CHUNK, "cpu", chunk)
+        patch.setattr(module, "NEAR", near)
         ours = prototype_evidence(latent, bank, attention)
         found = gradients(ours, inputs)
     theirs = naive(latent, bank, attention)
@@ -103,6 +105,25 @@ def test_rounding_makes_no_distance_negative():
     latent = torch.rand(4, 20, 128, generator=torch.Generator().manual_seed(0))
     for _, distances in distances_by_chunk(latent, latent.flatten(0, 1)):
         assert distances.min() >= 0
+
+
+@pytest.mark.parametrize("away", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("attended", [False, True])
+def test_evidence_and_gradients_are_exact_in_single_precision_where_prototypes_are_patches(away, attended):
+    """As after a push and some steps, when prototypes have hardly moved from the latent vectors that they were."""
+    generator = torch.Generator().manual_seed(0)
+    latent = torch.rand(3, 128, 2, 2, generator=generator)
+    patches = latent.permute(2, 3, 0, 1).flatten(0, 1)
+    bank = patches + away / 128**0.5 * torch.randn(patches.shape, generator=generator)
+    inputs = [latent, bank, torch.rand(3, 1, 2, 2, generator=generator)][: 3 if attended else 2]
+    single, double = (
+        [value.clone().to(kind).requires_grad_() for value in inputs] for kind in (torch.float32, torch.float64)
+    )
+    (ours, _), (theirs, _) = prototype_evidence(*single), naive(*double, *[None] * (3 - len(inputs)))
+    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    found, expected = (torch.autograd.grad(value.sum(), given) for value, given in ((ours, single), (theirs, double)))
+    for mine, value in zip(found, expected, strict=True):
+        assert (mine.double() - value).norm() <= 1e-4 * value.norm()
 
 
 def test_half_precision_around_does_not_reach_the_distances():
