@@ -44,6 +44,26 @@ def scale_of(tau: float, scale: float | None) -> float:
     return chosen
 
 
-def excess_over(tau: float, score: Tensor, scale: float) -> Tensor:
-    """How far a score is above the threshold in units of the scale: negative exactly where ``score <= tau``."""
-    return (score - tau) / scale - torch.finfo(score.dtype).eps * (score <= tau)
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """What accepts scores of at most tau.
+
+    Args:
+        tau: threshold on the score.
+        scale: c, the unit of excesses; None: tau, which must then be positive.
+    """
+
+    tau: float
+    scale: float | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.unit
+
+    @property
+    def unit(self) -> float:
+        """C."""
+        return scale_of(self.tau, self.scale)
+
+    def excess(self, score: Tensor) -> Tensor:
+        """How far scores are above tau in units of c: negative exactly where ``score <= tau``."""
+        return (score - self.tau) / self.unit - torch.finfo(score.dtype).eps * (score <= self.tau)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from robustfg.attacks.acceptance import Reading, excess_over, scale_of, squared_distances
+from robustfg.attacks.acceptance import Reading, Threshold, squared_distances
 from robustfg.attacks.acceptance import ScoreOf as ScoreOf
 from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.targeted import TargetedMargin, TargetedObjective
@@ -13,7 +13,7 @@ from robustfg.types import Output
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrongAndNear:
+class WrongAndNear(Threshold):
     """A wrong class whose distance is below the threshold and below the true one's, in one exact condition.
 
     For heads that classify and detect by the same distances: the class is argmin_k D_k, and an input is accepted where
@@ -28,24 +28,19 @@ class WrongAndNear:
         distances: reads D ``(B, K)`` from an output.
     """
 
-    tau: float
     margin: float = 0.05
-    scale: float | None = None
     distances: Reading = squared_distances
     name = "wrong_and_near"
 
-    def __post_init__(self) -> None:
-        scale_of(self.tau, self.scale)
-
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
         distance = self.distances(output)
-        own, scale = distance.gather(1, label[:, None]), scale_of(self.tau, self.scale)
-        worst = torch.maximum(excess_over(self.tau, distance, scale), (distance - own) / scale)
+        own = distance.gather(1, label[:, None])
+        worst = torch.maximum(self.excess(distance), (distance - own) / self.unit)
         return -(worst.scatter(1, label[:, None], torch.inf).amin(1) + self.margin)
 
 
 @dataclass(frozen=True, kw_only=True)
-class WrongAndAccepted:
+class WrongAndAccepted(Threshold):
     """The smaller of a classifier's objective and the detector's slack (tau - score) / c: positive where both hold.
 
     The max-form for a detector that is separate from the classifier.
@@ -58,24 +53,19 @@ class WrongAndAccepted:
     """
 
     score: Reading
-    tau: float
-    scale: float | None = None
     classifier: Objective = field(default_factory=Margin)
-
-    def __post_init__(self) -> None:
-        scale_of(self.tau, self.scale)
 
     @property
     def name(self) -> str:
         return f"{self.classifier.name} and accepted"
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
-        excess = excess_over(self.tau, self.score(output), scale_of(self.tau, self.scale))
+        excess = self.excess(self.score(output))
         return torch.minimum(self.classifier(output, label), -excess)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Selective:
+class Selective(Threshold):
     """Fools the classifier first, and lowers the detector's score where it is fooled (Bryniarski et al. 2022).
 
     The value is M up to ``confidence``, and beyond it ``confidence`` - max(score - tau, 0) / c. Needs no weight;
@@ -90,13 +80,8 @@ class Selective:
     """
 
     score: Reading
-    tau: float
-    scale: float | None = None
     classifier: Objective = field(default_factory=Margin)
     confidence: float = 0.0
-
-    def __post_init__(self) -> None:
-        scale_of(self.tau, self.scale)
 
     @property
     def name(self) -> str:
@@ -104,12 +89,12 @@ class Selective:
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
         fooled = self.classifier(output, label)
-        excess = excess_over(self.tau, self.score(output), scale_of(self.tau, self.scale)).clamp_min(0)
+        excess = self.excess(self.score(output)).clamp_min(0)
         return torch.where(fooled > self.confidence, self.confidence - excess, fooled)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FooledFirst:
+class FooledFirst(Threshold):
     """Ranks every image that fools the classifier above all others, and those by how little the detector minds.
 
     M / (1 + |M|) up to 0 where it is not fooled, 1 / (1 + [score - tau]_+ / c) where it is. For searches that compare
@@ -123,12 +108,7 @@ class FooledFirst:
     """
 
     score: Reading
-    tau: float
-    scale: float | None = None
     classifier: Objective = field(default_factory=Margin)
-
-    def __post_init__(self) -> None:
-        scale_of(self.tau, self.scale)
 
     @property
     def name(self) -> str:
@@ -136,12 +116,12 @@ class FooledFirst:
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
         fooled = self.classifier(output, label)
-        excess = excess_over(self.tau, self.score(output), scale_of(self.tau, self.scale)).clamp_min(0)
+        excess = self.excess(self.score(output)).clamp_min(0)
         return torch.where(fooled > 0, 1 / (1 + excess), fooled / (1 + fooled.abs()))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetedAndAccepted(TargetedObjective):
+class TargetedAndAccepted(Threshold, TargetedObjective):
     """The smaller of the target's lead over the true class and the detector's slack (tau - score) / c.
 
     Args:
@@ -151,20 +131,15 @@ class TargetedAndAccepted(TargetedObjective):
     """
 
     score: Reading
-    tau: float
-    scale: float | None = None
     name = "targeted and accepted"
 
-    def __post_init__(self) -> None:
-        scale_of(self.tau, self.scale)
-
     def __call__(self, output: Output | Tensor, label: Tensor, target: Tensor) -> Tensor:
-        excess = excess_over(self.tau, self.score(output), scale_of(self.tau, self.scale))
+        excess = self.excess(self.score(output))
         return torch.minimum(TargetedMargin()(output, label, target), -excess)
 
 
 @dataclass(frozen=True, kw_only=True)
-class TargetedAndNear(TargetedObjective):
+class TargetedAndNear(Threshold, TargetedObjective):
     """``WrongAndNear`` for one wrong class t: min((tau - D_t) / c, (D_y - D_t) / c).
 
     Args:
@@ -173,22 +148,17 @@ class TargetedAndNear(TargetedObjective):
         distances: reads D ``(B, K)`` from an output.
     """
 
-    tau: float
-    scale: float | None = None
     distances: Reading = squared_distances
     name = "targeted and near"
 
-    def __post_init__(self) -> None:
-        scale_of(self.tau, self.scale)
-
     def __call__(self, output: Output | Tensor, label: Tensor, target: Tensor) -> Tensor:
-        distance, scale = self.distances(output), scale_of(self.tau, self.scale)
+        distance = self.distances(output)
         own, other = (distance.gather(1, column[:, None]).squeeze(1) for column in (label, target))
-        return torch.minimum(-excess_over(self.tau, other, scale), (own - other) / scale)
+        return torch.minimum(-self.excess(other), (own - other) / self.unit)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Accepted:
+class Accepted(Threshold):
     """The detector's slack (tau - score) / c, whatever the class: positive exactly where the input is accepted.
 
     Objective and decision of attacks that push images of unknown classes to be accepted; labels are ignored.
@@ -200,12 +170,7 @@ class Accepted:
     """
 
     score: Reading
-    tau: float
-    scale: float | None = None
     name = "accepted"
 
-    def __post_init__(self) -> None:
-        scale_of(self.tau, self.scale)
-
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
-        return -excess_over(self.tau, self.score(output), scale_of(self.tau, self.scale))
+        return -self.excess(self.score(output))

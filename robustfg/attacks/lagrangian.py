@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from robustfg.attacks.acceptance import Reading, scale_of
+from robustfg.attacks.acceptance import Reading, Threshold
 from robustfg.attacks.ascent import Ascent
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.objectives import Margin, Objective
@@ -25,7 +25,7 @@ FACTOR = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lagrangian:
+class Lagrangian(Threshold):
     """min(M, confidence) - weight * [score - tau + margin c]_+ / c: both goals at once, weighed (C&W style).
 
     Args:
@@ -39,9 +39,7 @@ class Lagrangian:
     """
 
     score: Reading
-    tau: float
     weight: float
-    scale: float | None = None
     classifier: Objective = field(default_factory=Margin)
     confidence: float = torch.inf
     margin: float = 0.05
@@ -49,7 +47,7 @@ class Lagrangian:
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise UserError(f"weight must be > 0, got {self.weight}")
-        scale_of(self.tau, self.scale)
+        super().__post_init__()
 
     @property
     def name(self) -> str:
@@ -61,8 +59,7 @@ class Lagrangian:
 
     def parts(self, output: Output | Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         """min(M, confidence) and what is weighed, ``(B,)`` each."""
-        scale = scale_of(self.tau, self.scale)
-        excess = ((self.score(output) - self.tau) / scale + self.margin).clamp_min(0)
+        excess = ((self.score(output) - self.tau) / self.unit + self.margin).clamp_min(0)
         return self.classifier(output, label).clamp_max(self.confidence), excess
 
 

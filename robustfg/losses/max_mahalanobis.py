@@ -29,7 +29,13 @@ class MaxMahalanobis(LossModule):
     means: Tensor
 
     def __init__(
-        self, *, channels: int, num_classes: int, embedding_dim: int | None, square: float, factor: float
+        self,
+        *,
+        channels: int,
+        num_classes: int,
+        embedding_dim: int | None = 256,
+        square: float = 10.0,
+        factor: float = 1.0,
     ) -> None:
         super().__init__()
         for option, value in {"square": square, "factor": factor}.items():

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from robustfg.errors import UserError
+from robustfg.losses.simplex import simplex
 
 
 class InitialMeans(ABC):
@@ -58,11 +59,11 @@ class Simplex(InitialMeans):
             raise UserError(
                 f"loss.initial_means: a simplex of {num_classes} classes needs loss.embedding_dim >= {rank}, got {dim}"
             )
-        # The unit vectors and the point on their diagonal at the same distance, sqrt 2, from all of them.
-        last = torch.full((1, rank), (1 - math.sqrt(num_classes)) / max(rank, 1), dtype=torch.float64)
-        corners = torch.cat([torch.eye(rank, dtype=torch.float64), last])
+        if rank == 0:
+            return torch.zeros(1, dim)
+        corners = simplex(num_classes, dim, self.distance * rank / (2 * num_classes))[:, :rank]
         turn = torch.linalg.qr(torch.randn(dim, rank, dtype=torch.float64)).Q.t()
-        means: Tensor = (corners - corners.mean(0)) @ turn * math.sqrt(self.distance / 2)
+        means: Tensor = corners @ turn
         return means.to(torch.get_default_dtype())
 
 

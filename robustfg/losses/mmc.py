@@ -19,19 +19,6 @@ class MaxMahalanobisCenter(MaxMahalanobis):
         factor: 1 as released, 1/2 in the paper.
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        num_classes: int,
-        embedding_dim: int | None = 256,
-        square: float = 10.0,
-        factor: float = 1.0,
-    ) -> None:
-        super().__init__(
-            channels=channels, num_classes=num_classes, embedding_dim=embedding_dim, square=square, factor=factor
-        )
-
     def loss(self, output: Output, label: Tensor) -> dict[str, Tensor]:
         own = self.means[label]
         return {"loss": self.factor * (output.embedding.to(own.dtype) - own).square().sum(1).mean()}

@@ -20,18 +20,5 @@ class MaxMahalanobisLDA(MaxMahalanobis):
         factor: 1 in that release; 1/2 for Gaussians of unit covariance.
     """
 
-    def __init__(
-        self,
-        *,
-        channels: int,
-        num_classes: int,
-        embedding_dim: int | None = 256,
-        square: float = 10.0,
-        factor: float = 1.0,
-    ) -> None:
-        super().__init__(
-            channels=channels, num_classes=num_classes, embedding_dim=embedding_dim, square=square, factor=factor
-        )
-
     def loss(self, output: Output, label: Tensor) -> dict[str, Tensor]:
         return {"loss": F.cross_entropy(2 * self.factor * output.logits, label)}

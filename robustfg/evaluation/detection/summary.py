@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from robustfg.detectors.threshold import rejected_of
 from robustfg.evaluation.detection.operating import Values, expected_rate, thresholds
@@ -19,7 +18,6 @@ from robustfg.evaluation.statistics import counted, wilson
 
 TOLD = (0.01, 0.05)
 """False-positive rates at which the share of found anomalies is told."""
-Counts = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
