@@ -1,16 +1,14 @@
 """Checkpoints: plain containers only, read without running anyone's code."""
 
-import pickle
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from robustfg.errors import UserError
 from robustfg.models.resizable import resize_to
+from robustfg.plain_data import read_plain
 
 PARTS = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed", "names")
 """Parts of the config without which a classifier cannot be rebuilt."""
@@ -47,13 +45,7 @@ class Checkpoint:
         path = Path(path).expanduser()
         if not path.is_file():
             raise UserError(f"{option}={path}: no such file")
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            reason = "it holds more than plain data and could run code" if zipfile.is_zipfile(path) else "it is damaged"
-            raise UserError(f"{option}={path} is refused: {reason}") from error
-        except Exception as error:  # random bytes can break the reader anywhere
-            raise UserError(f"{option}={path} is damaged or truncated ({type(error).__name__})") from error
+        content = read_plain(path, f"{option}={path}")
         ours = content.get("robustfg") if isinstance(content, dict) else None
         if not (
             isinstance(ours, dict)

@@ -1,8 +1,6 @@
 """Fitted and calibrated detectors as a file of plain data."""
 
 import os
-import pickle
-import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from torch import Tensor
 from robustfg.detectors.base import Detector
 from robustfg.detectors.threshold import threshold_at
 from robustfg.errors import UserError
+from robustfg.plain_data import read_plain
 
 VERSION = 1
 
@@ -91,13 +90,7 @@ def _on_cpu(detector: Detector) -> dict[str, Tensor]:
 def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there are no fitted detectors at {path}; evaluate with detector=… first")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = "it holds more than plain data and could run code" if zipfile.is_zipfile(path) else "it is damaged"
-        raise UserError(f"{path} is refused: {reason}") from error
-    except Exception as error:  # random bytes can break the reader anywhere
-        raise UserError(f"{path} is damaged or truncated ({type(error).__name__})") from error
+    content = read_plain(path, str(path))
     parts = ("nodes", "states", "calibration", "about")
     ours = isinstance(content, dict) and all(isinstance(content.get(part), dict) for part in parts)
     if not ours or content.get("robustfg_detectors") != VERSION:
