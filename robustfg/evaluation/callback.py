@@ -16,27 +16,25 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from robustfg import __version__
 from robustfg.attacks import Attack
 from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
 from robustfg.errors import UserError
-from robustfg.evaluation.aggregation import correct_per_sample, require_complete, summarise
-from robustfg.evaluation.checks import Facts, Probe, judge, verdict
-from robustfg.evaluation.checks.probes import GRADIENT_FREE, ONE_STEP, REFERENCE
+from robustfg.evaluation.aggregation import require_complete
+from robustfg.evaluation.checks import Facts, Probe
 from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.detection.options import Detection
 from robustfg.evaluation.detection.watch import watch_over
 from robustfg.evaluation.embedding import embedding_of
-from robustfg.evaluation.evidence import evidence_of
 from robustfg.evaluation.fingerprint import fingerprints, weights_sha256
-from robustfg.evaluation.gallery import write_gallery
+from robustfg.evaluation.gallery import shown_in_gallery, write_gallery
 from robustfg.evaluation.gather import claimed, gathered, total
 from robustfg.evaluation.measure import Classify, measure_attack, measure_clean
 from robustfg.evaluation.progress import AttackProgress
-from robustfg.evaluation.records import CLEAN, RecordStore, column, table_of, write_table
+from robustfg.evaluation.records import CLEAN, RecordStore, table_of, write_table
 from robustfg.evaluation.regions import Annotations, Regions
 from robustfg.evaluation.separation import Embeddings
+from robustfg.evaluation.summary import numbers_of
 from robustfg.models.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
@@ -215,44 +213,32 @@ class RobustnessEvaluation(pl.Callback):
     def _summary(
         self, table: Any, facts: Facts, trainer: pl.Trainer, embedding: Mapping[str, Any] | None
     ) -> dict[str, Any]:
-        apart, everything = self.watch.apart(table), self.attacks | dict(self.probe.attacks)
-        checks = judge(apart, everything, facts) if self.checks else []
-        about_classifier = verdict(checks) if checks else "upper bound, unverified"
-        distances = self.embeddings.distances(len(_data(trainer).classes))
-        library = f"robustfg {__version__}"
-        also = [name for name in self.probe.attacks if name.startswith((ONE_STEP, REFERENCE, GRADIENT_FREE))]
-        described = {name: {"library": library, **attack.shown()} for name, attack in self.attacks.items()}
-        counts = summarise(table, described, also=[*also, *self.watch.attacks])
-        blocks, further = self.watch.told(table, counts["attacks"], also, about_classifier, checked=bool(self.checks))
-        return {
+        data = _data(trainer)
+        head = {
             "schema": 1,
             **self.about,
-            "classes": list(_data(trainer).classes),
+            "classes": list(data.classes),
             "split": self.split,
             "ids_sha256": self.ids,
             "weights_sha256": self.weights,
             "precision": "fp32",
             "world_size": trainer.world_size,
-            **counts,
-            **evidence_of(apart, self.attacks, also, _data(trainer).source, distances, embedding),
-            **blocks,
-            "checks": [check.as_dict() for check in (*checks, *further)],
-            "verdict": about_classifier,
         }
+        distances = self.embeddings.distances(len(data.classes))
+        return head | numbers_of(
+            table, self.attacks, probe=self.probe, watch=self.watch, facts=facts, source=data.source,
+            distances=distances, embedding=embedding, checked=bool(self.checks),
+        )  # fmt: skip
 
     def _write_gallery(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, table: Any, worst: dict[int, float]
     ) -> None:
-        """Clean image and perturbation of the first broken samples that are right when clean."""
-        right = correct_per_sample(table, [CLEAN]) & ~correct_per_sample(table, self.attacks)
-        broken = np.unique(column(table, "index"))[right].tolist()
-        chosen = {index: worst[index] for index in broken[: self.gallery] if index in worst}
-        found = {
-            p.index: p for part in gathered(list(self.store.perturbations(trainer.world_size, chosen))) for p in part
-        }
-        if trainer.is_global_zero and found:
+        chosen = shown_in_gallery(table, self.attacks, worst, self.gallery)
+        kept = gathered(list(self.store.perturbations(trainer.world_size, chosen)))
+        broken = {found.index: found for part in kept for found in part}
+        if trainer.is_global_zero and broken:
             model, samples = cast(Evaluated, pl_module), _data(trainer).samples(self.split)
-            write_gallery(self.folder / "gallery.npz", model, pl_module.device, samples, table, found)
+            write_gallery(self.folder / "gallery.npz", model, pl_module.device, samples, table, broken)
 
 
 def _data(trainer: pl.Trainer) -> DataModule:

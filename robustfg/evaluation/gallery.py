@@ -1,6 +1,6 @@
 """A few broken samples kept for the page: clean image, perturbation, and what it led to."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +10,26 @@ import torch
 from torch import Tensor
 
 from robustfg.data.samples import Samples
+from robustfg.evaluation.aggregation import correct_per_sample
 from robustfg.evaluation.measure import Classify
-from robustfg.evaluation.records import Perturbation, column
+from robustfg.evaluation.records import CLEAN, Perturbation, column
 from robustfg.models.arithmetic import exact_arithmetic
+
+
+def shown_in_gallery(
+    table: pa.Table, attacks: Iterable[str], worst: Mapping[int, float], count: int
+) -> dict[int, float]:
+    """The first samples that are right when clean and broken by an attack, with the margin of their worst image.
+
+    Args:
+        table: all rows.
+        attacks: names of the suite.
+        worst: the smallest margin of every sample whose perturbation is kept here, by its id.
+        count: how many to show.
+    """
+    broken = correct_per_sample(table, [CLEAN]) & ~correct_per_sample(table, attacks)
+    first = np.unique(column(table, "index"))[broken].tolist()[:count]
+    return {index: worst[index] for index in first if index in worst}
 
 
 def write_gallery(
