@@ -340,6 +340,13 @@ def test_fitted_detectors_judge_every_image_at_the_chosen_rate(checkpoint, tree,
     assert "thresholds" not in errors
 
 
+def test_a_rate_at_which_the_calibration_cannot_reject_anything_is_refused(checkpoint, tmp_path):
+    path = fitted_for(checkpoint, tmp_path / "d.pt")
+    with pytest.raises(UserError, match=r"fpr must be at least 1/100, since bright is calibrated on 99 .*; got 0.005"):
+        load(checkpoint, detectors=path, trust=["test_predict"], fpr=0.005)
+    assert load(checkpoint, detectors=path, trust=["test_predict"], fpr=0.01).thresholds["bright"] < np.inf
+
+
 @pytest.mark.parametrize("about", [{"weights_sha256": "0" * 64}, {"head": "attention"}])
 def test_detectors_of_another_classifier_are_refused_where_given_and_left_out_where_found(
     checkpoint, tree, tmp_path, capsys, about

@@ -104,7 +104,8 @@ class RobustnessEvaluation(pl.Callback):
         weights = weights_sha256(pl_module)
         known = self.about | {"weights_sha256": weights}
         self.watch = watch_over(self.detection, trainer, pl_module, self.given, known)
-        everything = self.given | dict(self.probe.attacks) | self.watch.attacks
+        self.references = self.watch.references if self.checks else {}
+        everything = self.given | dict(self.probe.attacks) | self.watch.attacks | self.references
         about = [weights, self.ids, self.context, *self.watch.identity]
         prints = fingerprints(about, everything, [CLEAN, *self.watch.probes])
         confusion = functools.cache(lambda: confusion_of(cast(Evaluated, pl_module), data, pl_module.device))
@@ -146,6 +147,9 @@ class RobustnessEvaluation(pl.Callback):
             for attack in self.probe.attacks.values():
                 with self.progress.attacking(attack, pl_module, batch_idx):
                     self._attack(model, attack, part, logits[probed], None, keep=False)
+            for attack in self.references.values():
+                with self.progress.attacking(attack, pl_module, batch_idx):
+                    self._attack(self.watch.judged, attack, part, logits[probed], None, keep=False)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.progress.stop()

@@ -47,10 +47,11 @@ def numbers_of(
     apart = watch.apart(table)
     checks = judge(apart, {**suite, **probe.attacks}, facts) if checked else []
     about_classifier = verdict(checks) if checks else UNCHECKED
-    also = [name for name in probe.attacks if name.startswith((ONE_STEP, REFERENCE, GRADIENT_FREE))]
+    attacking = (ONE_STEP, REFERENCE, GRADIENT_FREE)
+    also = {name: attack for name, attack in probe.attacks.items() if name.startswith(attacking)}
     library = f"robustfg {__version__}"
     described = {name: {"library": library, **attack.shown()} for name, attack in suite.items()}
-    counts = summarise(table, described, also=[*also, *watch.attacks])
+    counts = summarise(table, described, also=[*also, *watch.attacks, *watch.references])
     blocks, further = watch.told(table, counts["attacks"], also, about_classifier, checked=checked)
     return {
         **counts,

@@ -13,6 +13,7 @@ from robustfg.evaluation.detection.checks import (
     detector_verdict,
     effort,
     half_epsilon,
+    joint_reference,
     realised_fpr,
     split_hygiene,
     united,
@@ -42,6 +43,28 @@ def test_a_white_box_that_misses_what_the_weaker_find_does_not_dominate():
     assert adaptive_dominates(readings(0), ["white"], ["weak"], tau=1.0).status == "pass"
     assert adaptive_dominates(readings(8), ["white"], ["weak"], tau=0.4).status == "pass", "they were rejected"
     assert adaptive_dominates(readings(8), [], ["weak"], tau=1.0).status == "inconclusive"
+
+
+def probed(missed, n=40):
+    """Samples that the suite leaves but for the last ten; the reference is tried on the first half."""
+    rows = []
+    for index in range(n):
+        rows.append(row(index, CLEAN, 0, True, evidence={"score/d": 0.0}))
+        fooled = index >= n - 10
+        rows.append(row(index, "white", 0, not fooled, evidence={"score/d": 0.5, "least/d": 0.5 if fooled else np.inf}))
+        if index < n // 2:
+            least = 0.5 if index < missed else np.inf
+            rows.append(row(index, "reference", 0, index >= missed, evidence={"score/d": 0.5, "least/d": least}))
+    return Readings(table_of(rows), "d")
+
+
+def test_a_reference_that_passes_where_all_others_failed_is_told_among_the_probed_samples():
+    found = joint_reference(probed(4), ["white"], ["reference"], tau=1.0)
+    assert (found.status, found.count, found.n) == ("fail", 4, 20)
+    assert joint_reference(probed(0), ["white"], ["reference"], tau=1.0).status == "pass"
+    assert joint_reference(probed(4), ["white"], ["reference"], tau=0.4).status == "pass", "they were rejected"
+    assert joint_reference(probed(4), ["white", "reference"], ["reference"], tau=1.0).status == "pass"
+    assert joint_reference(probed(4), ["white"], [], tau=1.0).status == "inconclusive"
 
 
 def test_a_sample_in_two_splits_is_found_whichever_they_are():

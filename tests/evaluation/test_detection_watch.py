@@ -8,16 +8,18 @@ import pytest
 import torch
 from toy import Blobs, Convolutions, data_module, evaluate, suite
 
-from robustfg.attacks import Attack
+from robustfg.attacks import L2, Attack, GradientAttack, Linf, Patch, Steepest, white_box
 from robustfg.data.datamodule import DataModule
 from robustfg.detectors import Detector, Energy, Fitted, Mahalanobis, Watched, fit
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
-from robustfg.evaluation.detection import Detection
+from robustfg.evaluation.detection import Detection, attackers
 from robustfg.types import Batch
 
 MAKE = {"energy": Energy, "mahalanobis": Mahalanobis}
 NODES = {name: {"_target_": f"robustfg.detectors.{kind.__name__}"} for name, kind in MAKE.items()}
+NO_ATTACK = ("check:detector", "check:finite", "check:determinism", "check:unbounded")
+"""Checks that are recorded like attacks and attack nothing within the ball."""
 QUICK = {"fpr": 0.1, "grid": (0.05, 0.2), "steps": 4, "queries": 10}
 
 
@@ -43,6 +45,11 @@ def made(node, option):
     return MAKE[option.removeprefix("detector.")]()
 
 
+def passes(r, name, tau):
+    least = r[f"least/{name}"]
+    return (not r["correct"] and r[f"score/{name}"] <= tau) or (least is not None and least <= tau)
+
+
 def rows_of(folder):
     return pq.read_table(folder / "records.parquet").to_pylist()
 
@@ -57,16 +64,16 @@ def test_joint_accuracy_is_a_naive_count_over_the_rows_and_the_calibration_score
         good = {i for i, r in clean.items() if r["correct"] and r[f"score/{name}"] <= tau}
         passed = {"semi_white_box": set(), "black_box": set(), "white_box": set()}
         for r in rows:
-            model, _, rest = r["attack"].partition("/")
+            model, _, rest = r["attack"].removeprefix("check:joint_").partition("/")
+            model = "white_box" if model == "reference" else model
             model = model if model in passed else "semi_white_box"
-            if r["attack"].startswith(("check:detector", "check:finite", "check:determ", "check:unb", "forced")):
+            if r["attack"].startswith(NO_ATTACK) or r["attack"].startswith("forced"):
                 model = "white_box" if rest.startswith(name) else None
             if rest and not rest.startswith(name):  # aimed at another detector, and may still pass this one
                 model = "white_box" if model in ("white_box", "black_box") else None
             if model is None:
                 continue
-            wrong = not r["correct"] and r[f"score/{name}"] <= tau
-            if wrong or (r[f"least/{name}"] or np.inf) <= tau:
+            if passes(r, name, tau):
                 passed[model].add(r["index"])
         passed["white_box"] |= passed["semi_white_box"] | passed["black_box"]
         for model, through in passed.items():
@@ -90,7 +97,7 @@ def test_every_row_has_the_scores_of_its_image_and_joint_attacks_the_least_of_th
     for r in rows:
         assert r["score/energy"] is not None
         assert r["score/mahalanobis"] is not None
-        attacked = r["attack"].startswith(("white_box/energy", "black_box/energy"))
+        attacked = r["attack"].startswith(("white_box/energy", "black_box/energy", "check:joint_reference/energy"))
         assert (r["least/energy"] is not None) == attacked
         if attacked and not r["correct"]:
             assert r["least/energy"] <= r["score/energy"] + 1e-5
@@ -125,7 +132,8 @@ def test_the_suite_and_its_checks_are_the_same_with_and_without_detectors(run, c
     names = [check["name"] for check in plain["checks"]]
     assert run.summary["checks"][: len(names)] == plain["checks"]
     assert {check["name"] for check in run.summary["checks"][len(names) :]} == {
-        "split_hygiene", "detector_graph", "adaptive_dominates", "realised_fpr", "half_epsilon", "effort",
+        "split_hygiene", "detector_graph", "adaptive_dominates", "realised_fpr", "half_epsilon", "joint_reference",
+        "effort",
     }  # fmt: skip
     assert plain["verdict"] == run.summary["verdict"]
     drop = ("forwards", "backwards", "seconds")
@@ -134,6 +142,52 @@ def test_the_suite_and_its_checks_are_the_same_with_and_without_detectors(run, c
             k: v for k, v in run.summary["attacks"][name].items() if k not in drop
         }
     assert not (tmp_path / "robustness" / "detectors.pt").exists()
+
+
+def test_attacks_of_fixed_settings_tell_that_the_white_box_was_too_weak(classifier, tmp_path, monkeypatch):
+    def selective(*arguments, **options):
+        return {name: it for name, it in white_box(*arguments, **options).items() if name.endswith("selective")}
+
+    monkeypatch.setattr(attackers, "white_box", selective)
+    found = detection("energy", black_box=False, steps=1)
+    summary = evaluate(classifier, tmp_path, data=few(), checks=40, detection=found)
+    told = summary["detection"]["detectors"]["energy"]
+    check = {check["name"]: check for check in told["checks"]}["joint_reference"]
+    rows = rows_of(tmp_path / "robustness")
+    passed = {True: set(), False: set()}
+    for r in rows:
+        if r["attack"].startswith(NO_ATTACK):
+            continue
+        if passes(r, "energy", told["tau"]):
+            passed[r["attack"].startswith("check:joint_reference/")].add(r["index"])
+    probed = {r["index"] for r in rows if r["attack"] == "check:joint_reference/energy/max_form"}
+    good = {r["index"] for r in rows if r["attack"] == "clean" and r["correct"] and r["score/energy"] <= told["tau"]}
+    assert check["count"] == len((passed[True] - passed[False]) & good) > 0
+    assert check["n"] == len(probed & good)
+    assert check["status"] == "fail"
+    assert told["threats"]["white_box"]["joint"]["correct"] == len(good - passed[True] - passed[False])
+
+
+def test_a_claim_is_about_the_largest_ball_of_the_first_norm_and_leaves_other_norms_out(classifier, tmp_path):
+    given = {
+        name: GradientAttack(name=name, threat=threat, step=Steepest(size="eps"), steps=1)
+        for name, threat in [("small", Linf(epsilon=0.05)), ("two", L2(epsilon=4.0)), ("large", Linf(epsilon=0.1))]
+    }
+    summary = evaluate(classifier, tmp_path, data=few(), attacks=given, detection=detection("energy", black_box=False))
+    block = summary["detection"]
+    assert block["threat"] == {"norm": "linf", "epsilon": "0.1", "left_out": ["two"]}
+    told = block["detectors"]["energy"]["threats"]
+    assert told["semi_white_box"]["attacks"] == ["small", "large"]
+    assert all(attack["epsilon"] == "0.1" for attack in block["attacks"].values())
+    rows = [r for r in rows_of(tmp_path / "robustness") if r["attack"] in ("clean", "small", "large")]
+    wrong = {r["index"] for r in rows if not r["correct"]}
+    assert told["semi_white_box"]["curve"][0]["correct"] == 40 - len(wrong)
+
+
+def test_a_suite_without_a_ball_is_refused_with_detectors(classifier, tmp_path):
+    patched = {"patch": GradientAttack(name="patch", threat=Patch(epsilon=0.1), step=Steepest(size=0.1), steps=1)}
+    with pytest.raises(UserError, match="attack: .* needs an attack in an l-inf, l2 or l1 ball"):
+        evaluate(classifier, tmp_path, data=few(), attacks=patched, detection=detection("energy"))
 
 
 class KilledError(Exception):
@@ -206,6 +260,21 @@ def test_a_planted_gradient_mask_is_told(classifier, tmp_path, mask):
     assert {check["name"]: check["status"] for check in told["checks"]}["detector_graph"] == "fail"
     assert told["verdict"] == "upper bound, unverified"
     assert summary["verdict"] == "verified", "the classifier's own number does not depend on it"
+
+
+def test_what_was_aimed_at_another_detector_counts_against_a_masked_one(classifier, tmp_path):
+    masked = {"hidden": Hidden(lambda score: 2 * score.detach() - score), "energy": Energy()}
+    options = QUICK | {"fpr": 0.3, "black_box": False}
+    found = Detection(detectors=masked, nodes={name: {} for name in masked}, **options)
+    told = evaluate(classifier, tmp_path, data=few(), checks=0, detection=found)["detection"]["detectors"]["hidden"]
+    rows, tau = rows_of(tmp_path / "robustness"), told["tau"]
+    good = {r["index"] for r in rows if r["attack"] == "clean" and r["correct"] and r["score/hidden"] <= tau}
+    through = {False: set(), True: set()}
+    for r in rows:
+        if passes(r, "hidden", tau):
+            through["white_box/energy" in r["attack"]].add(r["index"])
+    assert len(through[True] - through[False]) > 0
+    assert told["threats"]["white_box"]["joint"]["correct"] == len(good - through[True] - through[False])
 
 
 def test_without_the_white_box_nothing_is_claimed(classifier, tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import pyarrow as pa
 
 from robustfg.detectors.threshold import rejected_of
@@ -46,6 +47,16 @@ def adaptive_dominates(readings: Readings, white_box: Sequence[str], weaker: Seq
     missed = base.robust(tau) & ~readings.standing(weaker).robust(tau)
     count, n = int(missed.sum()), int(base.accepted(tau).sum())
     return Check("adaptive_dominates", "fail" if exceeds(count, n, TOLERATED) else "pass", count, n, detail)
+
+
+def joint_reference(readings: Readings, tried: Sequence[str], references: Sequence[str], tau: float) -> Check:
+    """Whether attacks with settings of their own, on a few samples, pass with no sample that withstood all others."""
+    detail = "attacks on both whose settings are fixed pass with no sample that withstood all others"
+    base, checked = readings.standing(tried), readings.standing(references)
+    probed = base.accepted(tau) & ~np.isnan(checked.handed)
+    missed, n = int((probed & base.robust(tau) & ~checked.robust(tau)).sum()), int(probed.sum())
+    status: Status = "inconclusive" if n == 0 else "fail" if exceeds(missed, n, TOLERATED) else "pass"
+    return Check("joint_reference", status, missed, n, detail)
 
 
 def effort(steps: int) -> Check:

@@ -26,6 +26,7 @@ class Unwatched:
     Attributes:
         judged: what tells the predictions that are recorded.
         attacks: joint attacks by name.
+        references: further ones by name, for the samples on which checks run.
         probes: names of the checks that are recorded like attacks and are none.
         identity: what rows depend on besides weights, samples and attacks.
     """
@@ -33,6 +34,7 @@ class Unwatched:
     def __init__(self, classifier: Classify) -> None:
         self.classifier = self.judged = classifier
         self.attacks: dict[str, Attack] = {}
+        self.references: dict[str, Attack] = {}
         self.probes = [FINITE_DIFFERENCE, DETERMINISM]
         self.identity: list[object] = []
 
@@ -56,14 +58,14 @@ class Unwatched:
         return table
 
     def told(
-        self, table: pa.Table, suite: Mapping[str, Any], also: Sequence[str], verdict: str, *, checked: bool
+        self, table: pa.Table, suite: Mapping[str, Any], also: Mapping[str, Attack], verdict: str, *, checked: bool
     ) -> tuple[dict[str, Any], list[Check]]:
         """What goes into ``summary.json``: blocks, and checks. Every process must call it.
 
         Args:
             table: all rows.
             suite: entries of the suite's attacks, as they stand there.
-            also: further attacks on the classifier alone that count in its worst case.
+            also: further attacks on the classifier alone that count in its worst case, by name.
             verdict: on the evaluation without detectors.
             checked: whether checks are wanted.
         """

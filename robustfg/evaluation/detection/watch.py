@@ -1,6 +1,6 @@
 """The detectors' part in a robustness evaluation: fit, calibrate, attack together, and tell what came of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -8,19 +8,21 @@ import numpy as np
 import pyarrow as pa
 import pytorch_lightning as pl
 
-from robustfg.attacks import Attack
+from robustfg.attacks import Attack, Threat
 from robustfg.data.datamodule import DataModule
 from robustfg.detectors import Fitted
 from robustfg.errors import UserError
 from robustfg.evaluation.checks import Check
+from robustfg.evaluation.checks.probes import largest_balls
 from robustfg.evaluation.detection import checks
-from robustfg.evaluation.detection.attackers import FORCED, SEMI_WHITE_BOX, WHITE_BOX, joint_attacks
+from robustfg.evaluation.detection.attackers import FORCED, SEMI_WHITE_BOX, WHITE_BOX, joint_attacks, scale_of
 from robustfg.evaluation.detection.calibration import calibrated
 from robustfg.evaluation.detection.half_epsilon import best_known
 from robustfg.evaluation.detection.operating import needed
 from robustfg.evaluation.detection.options import Detection
 from robustfg.evaluation.detection.probes import DIFFERENCE, GRADIENT, slopes
 from robustfg.evaluation.detection.readings import Readings
+from robustfg.evaluation.detection.reference import joint_references
 from robustfg.evaluation.detection.summary import Attackers, DetectorSummary
 from robustfg.evaluation.detection.unknown_images import UnknownImages
 from robustfg.evaluation.detection.unwatched import Rows, Unwatched
@@ -61,12 +63,15 @@ class Watch(Unwatched):
                 f"right, there are {len(self.calibration)} of {self.calibration.considered}; raise it or "
                 "data.val_fraction"
             )
-        self.threat = next(iter(suite.values())).threat
+        self.threat = claimed_ball(suite)
         self.unknown = UnknownImages(detection, self.calibration, self.threat, self.data, trainer)
         self.by_detector = {name: self._joint(name) for name in watched.detectors}
         for models in self.by_detector.values():
             for attacks in models.values():
                 self.attacks |= attacks
+        self.checking = {name: self._references(name) if detection.white_box else {} for name in watched.detectors}
+        for attacks in self.checking.values():
+            self.references |= attacks
         self.slopes = [kind + name for name in watched.detectors for kind in (GRADIENT, DIFFERENCE)]
         self.probes = [*self.probes, *self.slopes]
         splits = self.data.describe()
@@ -78,8 +83,14 @@ class Watch(Unwatched):
         tau, lowest = thresholds[self.detection.fpr], min(thresholds.values())
         return joint_attacks(self.detection, name, self.threat, self.calibration, tau=tau, lowest=lowest)
 
+    def _references(self, name: str) -> dict[str, Attack]:
+        tau = self.calibration.thresholds(name, self.detection.levels)[self.detection.fpr]
+        scale = scale_of(self.calibration, name, tau)
+        return joint_references(name, self.threat, tau=tau, scale=scale, seed=self.detection.seed)
+
     def detector(self, attack: str) -> str | None:
-        return attack.split("/")[1] if attack in self.attacks and not attack.startswith(FORCED) else None
+        aimed = attack in self.attacks | self.references and not attack.startswith(FORCED)
+        return attack.split("/")[1] if aimed else None
 
     def probe(self, batch: Batch) -> Rows:
         found = [told for name in self.watched.detectors for told in slopes(self.watched, name, batch)]
@@ -87,16 +98,20 @@ class Watch(Unwatched):
 
     def apart(self, table: pa.Table) -> pa.Table:
         said = [name for name in table.column_names if name.startswith((SCORE, LEAST))]
-        return table.filter(~np.isin(column(table, "attack"), [*self.attacks, *self.slopes])).drop_columns(said)
+        return table.filter(
+            ~np.isin(column(table, "attack"), [*self.attacks, *self.references, *self.slopes])
+        ).drop_columns(said)
 
     def told(
-        self, table: pa.Table, suite: Mapping[str, Any], also: Sequence[str], verdict: str, *, checked: bool
+        self, table: pa.Table, suite: Mapping[str, Any], also: Mapping[str, Attack], verdict: str, *, checked: bool
     ) -> tuple[dict[str, Any], list[Check]]:
         known = best_known(self.threat, suite, self.detection.half_epsilon, cast("str | None", self.about.get("data")))
         hygiene = checks.split_hygiene({split: self.data.keys(split).values() for split in ("train", "val", "test")})
+        alone = self.suite | dict(also)
+        counted = [name for name, attack in alone.items() if within(attack.threat, self.threat)]
         found, everything = {}, {}
         for name in self.watched.detectors:
-            attackers = self._attackers(name, also)
+            attackers = self._attackers(name, counted)
             numbers = self._numbers(table, name, attackers)
             judged = [hygiene, *self._checks(table, numbers, attackers, known, name)] if checked else []
             everything[name] = judged
@@ -104,24 +119,26 @@ class Watch(Unwatched):
                 "checks": [check.as_dict() for check in judged],
                 "verdict": checks.detector_verdict(judged, verdict, white_box=WHITE_BOX in attackers.own),
             }
+        left_out = [name for name in self.suite if name not in counted]
         block = {
             "fpr": self.detection.fpr,
-            "threat": {"norm": self.threat.norm, "epsilon": str(self.threat.epsilon)},
+            "threat": {"norm": self.threat.norm, "epsilon": str(self.threat.epsilon), "left_out": left_out},
             "splits": self.splits | {"calibration": {**self.splits["calibration"], "right": len(self.calibration)}},
             "attacks": {name: dict(attack.shown()) for name, attack in self.attacks.items()},
+            "references": {name: dict(attack.shown()) for name, attack in self.references.items()},
             "surrogate": self.detection.surrogate_name or None,
             "detectors": found,
         }
         return {"detection": block} | self.unknown.told(self.watched, table), checks.united(everything)
 
-    def _attackers(self, name: str, also: Sequence[str]) -> Attackers:
+    def _attackers(self, name: str, alone: list[str]) -> Attackers:
+        """Who attacked a detector; ``alone``: attacks on the classifier alone that count."""
         joint = {model: list(attacks) for model, attacks in self.by_detector[name].items() if model != FORCED}
         forced = list(self.by_detector[name].get(FORCED, {}))
-        others = [attack for attack in self.attacks if attack not in self.by_detector[name].get(WHITE_BOX, {})]
-        own = {SEMI_WHITE_BOX: list(self.suite), **joint}
-        union = {SEMI_WHITE_BOX: [*self.suite, *also], **joint}
-        if WHITE_BOX in joint:
-            union[WHITE_BOX] = [*self.suite, *also, *joint[WHITE_BOX], *others]  # whoever was aimed at: all were tried
+        own = {SEMI_WHITE_BOX: [attack for attack in alone if attack in self.suite], **joint}
+        union = {SEMI_WHITE_BOX: alone, **joint}
+        if WHITE_BOX in joint:  # whoever was aimed at: all were tried
+            union[WHITE_BOX] = [*alone, *self.attacks, *self.references]
         radius = {name: attack.threat.radius for name, attack in (self.suite | self.attacks).items()}
         return Attackers(union, own, SEMI_WHITE_BOX, forced, radius)
 
@@ -137,13 +154,15 @@ class Watch(Unwatched):
     ) -> list[Check]:
         readings, tau = numbers.readings, numbers.tau
         own = attackers.own.get(WHITE_BOX, [])
-        weaker = [attack for names in attackers.joint.values() for attack in names if attack not in own]
+        tried = [attack for names in attackers.joint.values() for attack in names if attack not in self.references]
+        weaker = [attack for attack in tried if attack not in own]
         claimed = numbers.claim(WHITE_BOX if own else SEMI_WHITE_BOX)
         return [
             checks.detector_graph(table, name),
             checks.adaptive_dominates(readings, own, weaker, tau),
             checks.realised_fpr(readings.clean[readings.right], tau, numbers.calibration, self.detection.fpr),
             checks.half_epsilon(claimed["ci95"][0], known, claimed["n"]),
+            checks.joint_reference(readings, tried, list(self.references), tau),
             checks.effort(self.detection.steps),
         ]
 
@@ -154,6 +173,23 @@ class Watch(Unwatched):
         about = self.about | {"fpr": self.detection.fpr, "splits": self.splits}
         fitted = Fitted(dict(self.detection.detectors), self.detection.nodes, calibration, about)
         fitted.write(folder / "detectors.pt")
+
+
+def claimed_ball(suite: Mapping[str, Attack]) -> Threat:
+    """What a claim is about: the largest ball of the first norm that a suite attacks in.
+
+    Raises:
+        UserError: if it attacks in none.
+    """
+    balls = largest_balls(attack.threat for attack in suite.values())
+    if not balls:
+        raise UserError("attack: evaluation with detectors needs an attack in an l-inf, l2 or l1 ball, such as quick")
+    return balls[0]
+
+
+def within(threat: Threat, ball: Threat) -> bool:
+    """Whether all that a threat model allows lies in a ball: one of the same norm that is not larger."""
+    return type(threat) is type(ball) and threat.radius <= ball.radius
 
 
 def watch_over(
