@@ -1,4 +1,4 @@
-"""Prints detection results of evaluations as a Markdown table: table.py FOLDER [FOLDER ...]."""
+"""Prints detection results of evaluations as Markdown tables: table.py FOLDER [FOLDER ...]."""
 
 import json
 import sys
@@ -9,21 +9,50 @@ ATTACKERS = {"semi_white_box": "ignores it", "black_box": "sees answers", "white
 
 
 def main(folders: list[str]) -> None:
-    """One row a run, detector and attacker, in the order in which the runs were made."""
+    """One row a run, detector and attacker or unknown set, in the order in which the runs were made."""
+    ordered = sorted(folders, key=lambda folder: (Path(folder) / "provenance.json").stat().st_mtime)
+    summaries = {
+        Path(folder).name.removeprefix("detection-"): json.loads((Path(folder) / "robustness/summary.json").read_text())
+        for folder in ordered
+    }
     print("| run | detector | attacker | AUROC, successful | AUROC, worst case | joint robust accuracy | verdict |")
     print("|---" * 7 + "|")
-    for folder in sorted(folders, key=lambda folder: (Path(folder) / "provenance.json").stat().st_mtime):
-        summary = json.loads((Path(folder) / "robustness" / "summary.json").read_text())
-        name = Path(folder).name.removeprefix("detection-")
-        clean, worst = summary["clean"], summary["worst_case"]
-        print(f"| {name} | none | | | | {share(worst)}, clean {share(clean)} | {summary['verdict']} |")
-        for detector, found in summary["detection"]["detectors"].items():
-            for threat, attacker in ATTACKERS.items():
-                told = found["threats"][threat]
-                rankings = [told["ranking"][positives]["auroc"] for positives in ("successful", "worst_case")]
-                verdict = found["verdict"] if threat == "white_box" else ""
-                cells = [name, detector, attacker, *map(auroc, rankings), share(told["joint"]), verdict]
-                print("| " + " | ".join(cells) + " |")
+    for name, summary in summaries.items():
+        attacked(name, summary)
+    print("\n| run | detector | unknown images | AUROC, clean | AUROC, attacked | accepted clean | accepted attacked |")
+    print("|---" * 7 + "|")
+    for name, summary in summaries.items():
+        unknown(name, summary)
+
+
+def attacked(name: str, summary: dict[str, Any]) -> None:
+    """Rows of one run's detectors against every attacker."""
+    clean, worst = share(summary["clean"]), share(summary["worst_case"])
+    row(name, "none", "", "", "", f"{worst}, clean {clean}", summary["verdict"])
+    for detector, found in summary["detection"]["detectors"].items():
+        for threat, attacker in ATTACKERS.items():
+            told = found["threats"][threat]
+            rankings = [told["ranking"][positives]["auroc"] for positives in ("successful", "worst_case")]
+            verdict = found["verdict"] if threat == "white_box" else ""
+            row(name, detector, attacker, *map(auroc, rankings), share(told["joint"]), verdict)
+
+
+def unknown(name: str, summary: dict[str, Any]) -> None:
+    """Rows of one run's detectors on every set of unknown images."""
+    headline = summary["detection"]["fpr"]
+    for images, told in summary.get("unknown", {}).items():
+        for detector, found in told["detectors"].items():
+            states = [found["clean"], found["attacked"]]
+            accepted = [
+                at["unknown_accepted"] for state in states for at in state["accepted"] if at["alpha"] == headline
+            ]
+            shares = [f"{100 * part['share']:.1f} % ({part['count']}/{part['n']})" for part in accepted]
+            row(name, detector, images, *(f"{state['auroc']:.3f}" for state in states), *shares)
+
+
+def row(*cells: str) -> None:
+    """A line of a Markdown table."""
+    print("| " + " | ".join(cells) + " |")
 
 
 def share(part: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from robustfg.data.files import FileSplit
 from robustfg.data.folder import SUFFIXES
@@ -26,12 +27,33 @@ class OtherSet:
     Args:
         known: the data that the classifier knows, given by the program.
         source: the other one.
+        images: how many to take, its classes in turn, in an order that is random but fixed; None for all.
     """
 
-    def __init__(self, *, known: Source, source: Source) -> None:
+    def __init__(self, *, known: Source, source: Source, images: int | None = None) -> None:
+        if images is not None and images < 1:
+            raise UserError(f"unknown: images of another data set must be >= 1, got {images}")
         if shared := sorted(set(known.classes) & set(source.classes)):
             raise UserError(f"unknown: its class {shared[0]!r} is one of the data's, so it is not unknown")
-        self.images: Split = source.test
+        self.images: Split = source.test if images is None else Chosen(source.test, images)
+
+
+class Chosen:
+    """A balanced part of a split.
+
+    Args:
+        split: the whole.
+        count: how many of its samples.
+    """
+
+    def __init__(self, split: Split, count: int) -> None:
+        self._split, self._positions = split, balanced_subset(split.labels, count)
+        self.labels = split.labels[self._positions]
+        self.keys = [split.keys[position] for position in self._positions.tolist()]
+
+    def image(self, position: int) -> NDArray[np.uint8]:
+        """The image at ``position`` of the part."""
+        return self._split.image(int(self._positions[position]))
 
 
 class UnknownFolder:

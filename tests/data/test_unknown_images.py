@@ -57,6 +57,7 @@ def test_unknown_birds_are_drawn_in_the_style_of_the_known_ones_and_in_scenes_of
         (lambda: UnknownGenera(known=BIRDS, species_per_genus=17), "species_per_genus must be in [1, 16], got 17"),
         (lambda: UnknownGenera(known=BIRDS, images=0), "images must be >= 1, got 0"),
         (lambda: OtherSet(known=Digits(), source=Digits()), "its class '0' is one of the data's"),
+        (lambda: OtherSet(known=BIRDS, source=Digits(), images=0), "images of another data set must be >= 1, got 0"),
         (lambda: UnknownFolder(known=BIRDS, root=None), "unknown.folder.root is not set"),
         (lambda: UnknownFolder(known=BIRDS, root="/nowhere"), "unknown.folder.root=/nowhere: no such folder"),
     ],
@@ -79,6 +80,16 @@ def test_a_folder_gives_all_images_below_it_or_a_fixed_part(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no image"):
         UnknownFolder(known=BIRDS, root=str(tmp_path / "empty"))
+
+
+def test_a_part_of_another_set_has_its_classes_in_turn_and_their_own_images():
+    everything, part = Digits().test, OtherSet(known=BIRDS, source=Digits(), images=25).images
+    assert set(np.bincount(part.labels)) == {2, 3}
+    where = {key: position for position, key in enumerate(everything.keys)}
+    assert len(set(part.keys)) == len(part.keys) == 25
+    for position, (key, label) in enumerate(zip(part.keys, part.labels, strict=True)):
+        assert label == everything.labels[where[key]]
+        assert np.array_equal(part.image(position), everything.image(where[key]))
 
 
 def test_the_data_module_fits_unknown_images_to_the_models_size():
