@@ -53,15 +53,18 @@ def error_rows(summary: Summary) -> list[tuple[str, ...]]:
 
 
 def claims(summary: Summary) -> list[str]:
-    """What is claimed of every detector, in a sentence; only the white box counts."""
-    return [_claim(summary, name, told) for name, told in _detectors(summary).items()]
+    """What is claimed of every detector, in a sentence; only the white box counts. Then what was left out."""
+    told = [_claim(summary, name, told) for name, told in _detectors(summary).items()]
+    left_out = summary["detection"]["threat"]["left_out"] if told else []
+    return told + ([f"Not counted here, since they leave that ball: {', '.join(left_out)}."] if left_out else [])
 
 
 def _claim(summary: Summary, name: str, told: Summary) -> str:
     if "white_box" not in told["threats"]:
         return f"{name}: nothing is claimed, since no white-box attack was run."
     joint, alone = told["threats"]["white_box"]["joint"], told["threats"]["white_box"]["curve"][0]
-    at = f"rejecting {_percent(summary['detection']['fpr'])} of clean images"
+    threat, fpr = summary["detection"]["threat"], _percent(summary["detection"]["fpr"])
+    at = f"within {threat['norm']} {threat['epsilon']}, rejecting {fpr} of clean images"
     with_it = f"{_accuracy(joint)} of all images are classified right and accepted under the white-box attack"
     return (
         f"{name}: {at}, at most {with_it}; without the detector at most {_percent(alone['accuracy'])} are right. "

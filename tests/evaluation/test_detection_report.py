@@ -30,7 +30,8 @@ def summary():
         "forced_rejection": {"rejected": 1, "n": 2, "share": 0.5, "aimed": False},
     }  # fmt: skip
     ignorant = detector | {"threats": {"semi_white_box": threat(80, None)}, "verdict": "no claim"}
-    return {"detection": {"fpr": 0.05, "detectors": {"energy": detector, "knn": ignorant}}}
+    threat_model = {"norm": "linf", "epsilon": "8/255", "left_out": []}
+    return {"detection": {"fpr": 0.05, "threat": threat_model, "detectors": {"energy": detector, "knn": ignorant}}}
 
 
 def test_rows_show_auroc_beside_joint_accuracy_for_every_attacker(summary):
@@ -46,9 +47,15 @@ def test_rows_show_auroc_beside_joint_accuracy_for_every_attacker(summary):
 def test_only_the_white_box_makes_a_claim(summary):
     told, nothing = claims(summary)
     assert "20.0 %" in told
+    assert "energy: within linf 8/255, rejecting 5.0 % of clean images" in told
     assert "80.0 %" not in told
     assert "without the detector at most 5.0 %" in told
     assert nothing == "knn: nothing is claimed, since no white-box attack was run."
+
+
+def test_attacks_outside_the_claimed_ball_are_named(summary):
+    summary["detection"]["threat"]["left_out"] = ["pgd_l2", "patch"]
+    assert claims(summary)[-1] == "Not counted here, since they leave that ball: pgd_l2, patch."
 
 
 def test_rates_and_errors_tell_both_definitions_and_who_aimed(summary):
