@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robustfg.evaluation.gather import gathered
 from robustfg.evaluation.gaussianity import against_law
+from robustfg.evaluation.ks_chance import of_independent
 from robustfg.evaluation.separation import BLOCK, Embeddings
 
 
@@ -44,4 +45,5 @@ def claimed_law(embeddings: Embeddings, loss: object, device: torch.device) -> d
     ]
     parts = gathered((index.numpy(), torch.cat(own).numpy()))
     ids, distance = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return {"dimensions": embedding.shape[1]} | against_law(distance[np.argsort(ids)], embedding.shape[1])
+    d, chance = embedding.shape[1], of_independent(len(distance))
+    return {"dimensions": d} | against_law(distance[np.argsort(ids)], d, chance=chance)

@@ -10,6 +10,7 @@ from scipy.stats import beta, chi2, kstest
 from torch import Tensor
 
 from robustfg.evaluation.gather import gathered, summed
+from robustfg.evaluation.ks_chance import of_whitened
 from robustfg.evaluation.mardia import FEWEST, Mardia, of_moments
 from robustfg.evaluation.scatter import Scatter
 from robustfg.evaluation.separation import Embeddings
@@ -69,7 +70,9 @@ def gaussianity_of(embeddings: Embeddings, scatter: Scatter, classes: Sequence[s
         "flat": int((large & ~curved).sum()),
         **{name: _rejections([getattr(mardia, f"{name}_p") for mardia in told.values()]) for name in _STATISTICS},
         "distances": against_law(
-            undone(distances[order], scatter.count.numpy()[labels[order]], directions), directions
+            undone(distances[order], scatter.count.numpy()[labels[order]], directions),
+            directions,
+            chance=of_whitened([mardia.n for mardia in told.values()], directions),
         ),
         "classes": {classes[k]: _class(mardia) for k, mardia in told.items()},
     }  # fmt: skip
@@ -124,14 +127,18 @@ def undone(distance: Values, n: Values, d: int) -> Values:
     return found
 
 
-def against_law(distance: Values, d: int) -> dict[str, Any]:
+def against_law(distance: Values, d: int, *, chance: float) -> dict[str, Any]:
     """Squared distances against chi-square with ``d`` degrees of freedom.
+
+    Args:
+        distance: ``(n,)``.
+        d: number of dimensions.
+        chance: what ``ks`` exceeds for 5 % of Gaussian data sets.
 
     Returns:
         ``n``; ``ks``, the largest difference of the two distribution functions (Kolmogorov and Smirnov), and
-        ``ks_chance``, which it exceeds for 5 % of as many independent draws. Distances by a sample's own mean and
-        covariance are not independent and exceed it less often. ``mean_ratio``, mean distance over ``d``;
-        ``qq``, quantiles ``expected`` and ``found`` at the same probabilities.
+        ``ks_chance``; ``mean_ratio``, mean distance over ``d``; ``qq``, quantiles ``expected`` and ``found`` at the
+        same probabilities.
     """
     n = len(distance)
     probability = (np.arange(min(QUANTILES, n)) + 0.5) / min(QUANTILES, n)
@@ -139,7 +146,7 @@ def against_law(distance: Values, d: int) -> dict[str, Any]:
     return {
         "n": n,
         "ks": float(kstest(distance, chi2(d).cdf).statistic),
-        "ks_chance": 1.358 / n**0.5,  # the asymptotic law's 95 % quantile
+        "ks_chance": chance,
         "mean_ratio": float(distance.mean() / d),
         "qq": {"expected": _rounded(expected), "found": _rounded(found)},
     }

@@ -45,8 +45,8 @@ def reduction(gaussian: Mapping[str, Any]) -> str:
 def law(distances: Mapping[str, Any]) -> str:
     """How far distances are from their law."""
     return (
-        f"differ from chi-square by {distances['ks']:.3f} (Kolmogorov-Smirnov; independent draws exceed "
-        f"{distances['ks_chance']:.3f} once in 20, distances by the samples' own mean and covariance less often)"
+        f"differ from chi-square by {distances['ks']:.3f} (Kolmogorov-Smirnov; where the law holds, it exceeds "
+        f"{distances['ks_chance']:.3f} once in 20)"
     )
 
 

@@ -127,11 +127,12 @@ def test_distances_by_the_samples_own_covariance_follow_chi_square_once_that_is_
 
 def test_the_law_is_compared_as_scipy_does():
     distance = np.random.default_rng(6).chisquare(5, 777) * 1.1
-    found = against_law(distance, 5)
+    found = against_law(distance, 5, chance=0.1)
     empirical = np.arange(778) / 777
     at = chi2.cdf(np.sort(distance), 5)
     assert found["ks"] == pytest.approx(max((empirical[1:] - at).max(), (at - empirical[:-1]).max()))
     assert found["mean_ratio"] == pytest.approx(distance.mean() / 5)
+    assert found["ks_chance"] == 0.1
     assert len(found["qq"]["found"]) == 50
     assert found["qq"]["expected"][24] == pytest.approx(chi2.ppf(0.49, 5), rel=1e-4)
     assert found["qq"]["found"][24] == pytest.approx(np.quantile(distance, 0.49), rel=1e-2)
