@@ -55,7 +55,8 @@ def gaussian_logits(embedding: Tensor, means: Tensor) -> Tensor:
     """-1/2 ||x - mu_k||^2 for every sample and class, ``(B, K)``.
 
     Over the classes these logits are those of a linear layer with weight ``mu_k`` and bias ``-1/2 ||mu_k||^2``, shifted
-    by ``-1/2 ||x||^2``, a constant of the sample.
+    by ``-1/2 ||x||^2``, a constant of the sample. Seen from the centre of the means, where squares hold little that
+    cancels.
 
     Args:
         embedding: ``(B, D)``.
@@ -63,7 +64,8 @@ def gaussian_logits(embedding: Tensor, means: Tensor) -> Tensor:
     """
     # Never in half precision: squared distances overflow it.
     with torch.autocast(embedding.device.type, enabled=False):
-        logits: Tensor = _GaussianLogits.apply(embedding.to(means.dtype), means)
+        centre = means.detach().mean(0)
+        logits: Tensor = _GaussianLogits.apply(embedding.to(means.dtype) - centre, means - centre)
     return logits
 
 

@@ -109,6 +109,25 @@ def test_autocast_does_not_reach_the_distances():
     assert torch.allclose(output.logits, gaussian_logits(embedding.flatten(1), module.means))
 
 
+def test_distances_far_from_the_origin_keep_their_digits():
+    """Single precision: squares of 1e8 would leave nothing of means that are 0.1 apart."""
+    generator = torch.Generator().manual_seed(1)
+    far = 1e4 / 8**0.5
+    means = far + 0.1 * torch.randn(5, 8, generator=generator)
+    embedding = (far + 0.1 * torch.randn(9, 8, generator=generator)).requires_grad_()
+    found = gaussian_logits(embedding, means)
+    exact = -0.5 * (embedding.double()[:, None] - means.double()).square().sum(2)
+    torch.testing.assert_close(found.double(), exact, rtol=1e-2, atol=1e-3)
+    weight = torch.randn(9, 5, generator=generator)
+    gradients = [torch.autograd.grad((weight * logits).sum(), embedding)[0] for logits in (found, exact)]
+    torch.testing.assert_close(*gradients, rtol=1e-2, atol=5e-3)
+
+
+def test_second_derivatives_are_those_of_finite_differences(toy):
+    embedding, means, _ = toy
+    assert torch.autograd.gradgradcheck(gaussian_logits, (embedding.requires_grad_(), means.requires_grad_()))
+
+
 def test_anomaly_is_the_squared_distance_under_the_predicted_class(toy):
     embedding, means, _ = toy
     module = mixture(means)
