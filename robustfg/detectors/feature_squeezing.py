@@ -10,11 +10,15 @@ from robustfg.errors import UserError
 from robustfg.models.squeezers import BitDepth, MedianFilter
 from robustfg.types import Output
 
+FLOOR = -1e4
+"""Score of an image whose probabilities no squeezer changes, in place of minus infinity."""
+
 
 class FeatureSqueezing(Detector):
-    """The largest L1 distance of the probabilities to those of a squeezed image, from 0 to 2.
+    """The log odds log(d / (2 - d)) of the largest L1 distance d of the probabilities to those of a squeezed image.
 
-    Costs a forward pass for every squeezer.
+    They order inputs as the distance does, which is the paper's score, but do not saturate where probabilities round to
+    0 and 1, so that no gradient is lost. Costs a forward pass for every squeezer.
 
     Args:
         bits: colour depth of the first; 5 in the paper for CIFAR-10 and ImageNet. None: without.
@@ -35,5 +39,24 @@ class FeatureSqueezing(Detector):
         return list(self.squeezers)
 
     def score(self, output: Output, views: Sequence[Output] = ()) -> Tensor:
-        own = output.logits.softmax(1)
-        return torch.stack([(own - view.logits.softmax(1)).abs().sum(1) for view in views]).amax(0)
+        return torch.stack([log_odds(output.logits, view.logits) for view in views]).amax(0)
+
+
+def log_odds(one: Tensor, other: Tensor) -> Tensor:
+    """Log(d / (2 - d)) with d = ||softmax(one) - softmax(other)||_1 for logits ``(B, K)``; ``(B,)``, from ``FLOOR`` on.
+
+    What some classes gain others lose, so d is twice the larger of gains and losses over all classes but one: the most
+    probable one, whose own change is rounded away where its probability is near 1. 2 - d is twice what both share.
+    """
+    p, q = one.log_softmax(1), other.log_softmax(1)
+    top = torch.maximum(p, q).argmax(1, keepdim=True)
+    change = (q - p).scatter(1, top, 0.0)
+    changed = change != 0
+    apart = change.abs().where(changed, torch.ones_like(change))
+    size = torch.maximum(p, q) + (-torch.expm1(-apart)).log()  # log |exp(p) - exp(q)|
+    floor = size.new_full((len(size), 1), FLOOR)
+    gained, lost = (
+        torch.cat([size.masked_fill(~(changed & side), -torch.inf), floor], 1).logsumexp(1)
+        for side in (change > 0, change < 0)
+    )
+    return (torch.maximum(gained, lost) - torch.minimum(p, q).logsumexp(1)).clamp_min(FLOOR)
