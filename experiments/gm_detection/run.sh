@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # softmax, gm and gm with MCAT on digits, Fashion-MNIST and birds, each with its detectors under three attackers and with unknown images.
-# ROOT is the folder of Fashion-MNIST's IDX files. PART=train or PART=evaluate does one half. One thread: two to three hours. Birds start
+# ROOT is the folder of Fashion-MNIST's IDX files. PART=train or PART=evaluate does one half, DATA=birds evaluates a part. One thread: two to three hours. Birds start
 # from the backbone of experiments/rivals/run.sh, given as BACKBONE, because gm trains slowly on them from scratch.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -30,7 +30,7 @@ if [[ ${PART:-train} == train ]]; then
   train $birds loss=gm training=mcat run_name=detection-mcat
 fi
 if [[ ${PART:-evaluate} == evaluate ]]; then
-  for data in digits birds fashion_mnist; do
+  for data in ${DATA:-digits birds fashion_mnist}; do
     case $data in
       digits) given="epsilon=16/255 unknown=fashion_mnist unknown.fashion_mnist.source.root=$root unknown.fashion_mnist.images=96" ;;
       fashion_mnist) given="epsilon=8/255 unknown=digits unknown.digits.images=96" ;;
