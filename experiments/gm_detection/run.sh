@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# softmax, gm and gm with MCAT on digits, Fashion-MNIST and birds, each with its detectors under three attackers and with unknown images.
-# ROOT is the folder of Fashion-MNIST's IDX files. PART=train or PART=evaluate does one half, DATA=birds evaluates a part. One thread: two to three hours. Birds start
-# from the backbone of experiments/rivals/run.sh, given as BACKBONE, because gm trains slowly on them from scratch.
+# softmax, gm and gm with MCAT on digits, Fashion-MNIST and birds, each with its detectors under three attackers and with
+# unknown images. One thread: two to three hours. ROOT is the folder of Fashion-MNIST's IDX files. PART=train or
+# PART=evaluate does one half, DATA=birds evaluates a part. Birds start from the backbone of experiments/rivals/run.sh,
+# given as BACKBONE, because gm with its default ramps trains slowly on them from scratch.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=1
