@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every adversarial regime on the built-in birds, then attack=standard on a part of the test split. Two CPU cores: about 1.5 hours.
+# Every adversarial regime on the built-in birds, then attack=standard on a part of the test split. Two CPU cores: about half an hour.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 export OMP_NUM_THREADS=1
