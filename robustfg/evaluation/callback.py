@@ -127,6 +127,7 @@ class RobustnessEvaluation(pl.Callback):
     ) -> None:  # fmt: skip
         with exact_arithmetic():
             batch = Batch(*(tensor.clone() for tensor in batch))  # the loop's tensors come from inference mode
+            self.watch.see(batch)
             model = cast(Evaluated, pl_module)
             regions = self.annotations.of(batch)
             clean, found = measure_clean(self.watch.judged, batch, regions)

@@ -39,7 +39,8 @@ class Covariance(nn.Module, ABC):
         with torch.autocast(embedding.device.type, enabled=False):
             embedding = embedding.to(means.dtype)
             if self.tied:  # all classes live in one whitened space
-                return gaussian_logits(self.whitened(embedding), self.whitened(means))
+                middle = means.detach().mean(0)  # whitening rounds what is far from zero
+                return gaussian_logits(self.whitened(embedding - middle), self.whitened(means - middle))
             return self.exponents_by_class(embedding, means)
 
     @abstractmethod

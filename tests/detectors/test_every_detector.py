@@ -3,9 +3,10 @@ import pickle
 
 import pytest
 import torch
-from answers import CLASSES, LEARNERS, READERS, answer, learn, samples
+from answers import CLASSES, LEARNERS, READERS, SQUEEZERS, answer, learn, samples
 
 from robustfg.errors import UserError
+from robustfg.types import Output
 
 EVERY = LEARNERS | READERS
 
@@ -57,6 +58,30 @@ def test_gradients_are_those_of_finite_differences(name):
     torch.autograd.gradcheck(score, start, eps=1e-6, atol=1e-5)
     (gradient,) = torch.autograd.grad(score(start).sum(), start)
     assert (gradient.abs().amax(1) > 0).all()
+
+
+@pytest.mark.parametrize("scale", [1, 100])
+@pytest.mark.parametrize("name", READERS | SQUEEZERS)
+def test_certain_answers_do_not_mask_the_gradient_in_single_precision(name, scale):
+    """At scale 100 all probabilities round to 0 and 1; differences of the score in double precision tell the truth."""
+    detector = (READERS | SQUEEZERS)[name]()
+    generator = torch.Generator().manual_seed(2)
+    own = scale * (
+        4 * torch.nn.functional.one_hot(torch.arange(8) % CLASSES) + torch.randn(8, CLASSES, generator=generator)
+    )
+    changes = [0.01 * scale * torch.randn(8, CLASSES, generator=generator) for _ in detector.views]
+    assert scale == 1 or bool((own.softmax(1).amax(1) == 1).all())
+
+    def score(logits):
+        views = [Output(logits + change.to(logits), logits) for change in changes]
+        return detector.score(Output(logits, logits), views)
+
+    logits = own.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(score(logits).sum(), logits)
+    steps = 1e-5 * torch.eye(CLASSES, dtype=torch.float64)
+    slopes = [(score(own.double() + step) - score(own.double() - step)) / 2e-5 for step in steps]
+    assert (gradient.abs().amax(1) > 0.1).all()
+    torch.testing.assert_close(gradient.double(), torch.stack(slopes, 1), rtol=1e-2, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", LEARNERS)

@@ -68,11 +68,14 @@ def test_a_reference_that_passes_where_all_others_failed_is_told_among_the_probe
 
 
 def test_a_sample_in_two_splits_is_found_whichever_they_are():
-    clean = {"train": ["a", "b"], "val": ["c"], "test": ["d"]}
-    assert split_hygiene(clean).status == "pass"
-    for split, key in (("val", "a"), ("test", "b"), ("test", "c")):
-        found = split_hygiene(clean | {split: [*clean[split], key]})
-        assert (found.status, found.count) == ("fail", 1)
+    clean = {"train": {0: b"a", 1: b"b"}, "val": {2: b"c"}, "test": {0: b"d"}}
+    keys = {split: {index: f"{split}/{index}.png" for index in range(9)} for split in clean}
+    assert split_hygiene(clean, keys).status == "pass"
+    assert split_hygiene(clean | {"test": {0: b"d", 1: b"d"}}, keys).status == "pass", "twice in one split is no leak"
+    for split, image, first in (("val", b"a", "train/0"), ("test", b"b", "train/1"), ("test", b"c", "val/2")):
+        found = split_hygiene(clean | {split: clean[split] | {5: image, 6: image}}, keys)
+        assert (found.status, found.count, found.n) == ("fail", 1, 4)
+        assert f"{first}.png ({first.partition('/')[0]}) and {split}/5.png ({split})" in found.detail
 
 
 @pytest.mark.parametrize(("rejected", "status"), [(0, "fail"), (10, "pass"), (60, "fail")])

@@ -6,10 +6,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from toy import Blobs, Convolutions, data_module, evaluate, suite
 
 from robustfg.attacks import L2, Attack, GradientAttack, Linf, Patch, Steepest, white_box
 from robustfg.data.datamodule import DataModule
+from robustfg.data.folder import Folder
 from robustfg.detectors import Detector, Energy, Fitted, Mahalanobis, Watched, fit
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
@@ -292,6 +294,32 @@ def test_calibrating_on_what_was_fitted_on_makes_the_claim_invalid(classifier, t
     summary = evaluate(classifier, tmp_path, data=data, checks=5, detection=found)
     assert summary["detection"]["detectors"]["energy"]["verdict"] == "invalid"
     assert {c["name"]: c["status"] for c in summary["checks"]}["split_hygiene"] == "fail"
+
+
+@pytest.mark.parametrize("name", MAKE)
+def test_a_file_with_the_pixels_of_a_training_file_is_found_in_the_test_folder(classifier, tmp_path, name):
+    """A BMP of what is a PNG elsewhere; also where no detector is fitted on the training split."""
+    blobs, root = Blobs(train=100, test=20), tmp_path / "images"
+    for split in ("train", "test"):
+        samples = getattr(blobs, split)
+        for i, label in enumerate(samples.labels):
+            path = root / split / "abcde"[label] / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(samples.image(i)).save(path)
+
+    def hygiene(run):
+        data = DataModule(source=Folder(root=str(root)), image_size=12, batch_size=16, num_workers=0, val_fraction=0.2)
+        told = evaluate(
+            classifier, tmp_path / run, data=data, checks=1, detection=detection(name, black_box=False, steps=1)
+        )
+        return {check["name"]: check for check in told["checks"]}["split_hygiene"], data.keys("train")
+
+    found, train = hygiene("clean")
+    assert (found["status"], found["count"], found["n"]) == ("pass", 0, 120)
+    Image.open(root / train[min(train)]).save(root / "test" / "b" / "another.bmp")
+    found, _ = hygiene("leaked")
+    assert (found["status"], found["count"], found["n"]) == ("fail", 1, 120)
+    assert f"{train[min(train)]} (train) and test/b/another.bmp (test)" in found["detail"]
 
 
 def test_too_few_validation_samples_are_told_with_the_number_needed(classifier, tmp_path):

@@ -1,5 +1,6 @@
 """Fitting detectors on the training split and reading their scores on the validation split."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from robustfg.attacks import FeatureBank
 from robustfg.attacks.freeze import attackable
 from robustfg.data.datamodule import DataModule
 from robustfg.detectors import Watched, fit, threshold_at
+from robustfg.evaluation.detection.contents import Contents
 from robustfg.evaluation.gather import gathered
 from robustfg.models.arithmetic import exact_arithmetic
 from robustfg.types import Batch
@@ -50,15 +52,18 @@ class Calibration:
         return FeatureBank(self.embedding[accepted], label) if len(set(label.tolist())) > 1 else None
 
 
-def calibrated(watched: Watched, trainer: pl.Trainer, data: DataModule) -> Calibration:
+def calibrated(watched: Watched, trainer: pl.Trainer, data: DataModule, contents: Contents) -> Calibration:
     """Fits the detectors on the un-augmented training split, then reads them; every process sees its share.
 
-    The validation split is one that no detector was fitted on, though ``best.ckpt`` was chosen by it.
+    The validation split is one that no detector was fitted on, though ``best.ckpt`` was chosen by it. The images of
+    both are noted in ``contents``.
     """
     with exact_arithmetic(), attackable(watched), torch.no_grad():
-        fit(watched, there(trainer, data.survey_dataloader()), gathered)
+        survey = contents.passing("train", data.survey_dataloader())
+        fit(watched, there(trainer, survey), gathered)
+        deque(survey, maxlen=0)  # where no detector learns, nobody has drawn what the classifier learned from
         watched.to(trainer.strategy.root_device).eval()
-        return _read(watched, there(trainer, data.val_dataloader()))
+        return _read(watched, there(trainer, contents.passing("val", data.val_dataloader())))
 
 
 def there(trainer: pl.Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -1,6 +1,6 @@
 """Checks of a detection claim; each can fail."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -65,12 +65,23 @@ def effort(steps: int) -> Check:
     return Check("effort", "pass" if steps >= LEAST_STEPS else "fail", max(0, LEAST_STEPS - steps), LEAST_STEPS, detail)
 
 
-def split_hygiene(keys: Mapping[str, Iterable[str]]) -> Check:
-    """Whether the samples fitted on, calibrated on and tested on are different ones."""
-    fitted, calibrated, tested = (set(keys[split]) for split in ("train", "val", "test"))
-    shared = (fitted & calibrated) | (fitted & tested) | (calibrated & tested)
-    detail = "no file is listed in two of the splits that detectors are fitted, calibrated and tested on"
-    return Check("split_hygiene", "fail" if shared else "pass", len(shared), len(fitted | calibrated | tested), detail)
+def split_hygiene(contents: Mapping[str, Mapping[int, bytes]], keys: Mapping[str, Mapping[int, str]]) -> Check:
+    """Whether the images fitted on, calibrated on and tested on are different ones, whatever their names.
+
+    Args:
+        contents: digests of the images by split and id; the count is of digests that several splits hold.
+        keys: names of the images by split and id.
+    """
+    places: dict[bytes, dict[str, str]] = {}
+    for split, digests in contents.items():
+        for index, digest in digests.items():
+            places.setdefault(digest, {}).setdefault(split, keys[split][index])
+    shared = [names for names in places.values() if len(names) > 1]
+    detail = "no image is in two of the splits that detectors are fitted, calibrated and tested on"
+    if not shared:
+        return Check("split_hygiene", "pass", 0, len(places), detail)
+    first = " and ".join(f"{name} ({split})" for split, name in shared[0].items())
+    return Check("split_hygiene", "fail", len(shared), len(places), f"{detail}, such as {first}")
 
 
 def realised_fpr(clean: Values, tau: float, calibration: Values, fpr: float) -> Check:

@@ -42,6 +42,9 @@ class Unwatched:
         """Whose least score a joint attack tells; None for others."""
         return None
 
+    def see(self, batch: Batch) -> None:
+        """Takes note of test samples; every one passes by, in an evaluation that is continued as well."""
+
     def probe(self, batch: Batch) -> Rows:
         """Rows of the probes."""
         behaved = [finite_difference(self.classifier, batch), deterministic(self.classifier, batch)]

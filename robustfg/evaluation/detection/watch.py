@@ -17,6 +17,7 @@ from robustfg.evaluation.checks.probes import largest_balls
 from robustfg.evaluation.detection import checks
 from robustfg.evaluation.detection.attackers import FORCED, SEMI_WHITE_BOX, WHITE_BOX, joint_attacks, scale_of
 from robustfg.evaluation.detection.calibration import calibrated
+from robustfg.evaluation.detection.contents import Contents
 from robustfg.evaluation.detection.half_epsilon import best_known
 from robustfg.evaluation.detection.operating import needed
 from robustfg.evaluation.detection.options import Detection
@@ -55,7 +56,8 @@ class Watch(Unwatched):
         super().__init__(cast(Classify, classifier))
         self.judged = cast(Classify, watched)
         self.watched = watched
-        self.calibration = calibrated(watched, trainer, self.data)
+        self.contents = Contents()
+        self.calibration = calibrated(watched, trainer, self.data, self.contents)
         enough = needed(detection.fpr)
         if len(self.calibration) < enough:
             raise UserError(
@@ -92,6 +94,9 @@ class Watch(Unwatched):
         aimed = attack in self.attacks | self.references and not attack.startswith(FORCED)
         return attack.split("/")[1] if aimed else None
 
+    def see(self, batch: Batch) -> None:
+        self.contents.note("test", batch)
+
     def probe(self, batch: Batch) -> Rows:
         found = [told for name in self.watched.detectors for told in slopes(self.watched, name, batch)]
         return super().probe(batch) + self._probed(batch, self.slopes, found)
@@ -106,7 +111,8 @@ class Watch(Unwatched):
         self, table: pa.Table, suite: Mapping[str, Any], also: Mapping[str, Attack], verdict: str, *, checked: bool
     ) -> tuple[dict[str, Any], list[Check]]:
         known = best_known(self.threat, suite, self.detection.half_epsilon, cast("str | None", self.about.get("data")))
-        hygiene = checks.split_hygiene({split: self.data.keys(split).values() for split in ("train", "val", "test")})
+        contents = self.contents.seen()
+        hygiene = checks.split_hygiene(contents, {split: self.data.keys(split) for split in contents})
         alone = self.suite | dict(also)
         counted = [name for name, attack in alone.items() if within(attack.threat, self.threat)]
         found, everything = {}, {}
