@@ -67,7 +67,7 @@ def test_a_reference_that_passes_where_all_others_failed_is_told_among_the_probe
     assert joint_reference(probed(4), ["white"], [], tau=1.0).status == "inconclusive"
 
 
-def test_a_sample_in_two_splits_is_found_whichever_they_are():
+def test_images_in_two_splits_are_found_whichever_they_are():
     clean = {"train": {0: b"a", 1: b"b"}, "val": {2: b"c"}, "test": {0: b"d"}}
     keys = {split: {index: f"{split}/{index}.png" for index in range(9)} for split in clean}
     assert split_hygiene(clean, keys).status == "pass"
@@ -76,6 +76,16 @@ def test_a_sample_in_two_splits_is_found_whichever_they_are():
         found = split_hygiene(clean | {split: clean[split] | {5: image, 6: image}}, keys)
         assert (found.status, found.count, found.n) == ("fail", 1, 4)
         assert f"{first}.png ({first.partition('/')[0]}) and {split}/5.png ({split})" in found.detail
+
+
+def test_a_few_pictures_that_a_data_set_holds_twice_are_told_and_tolerated():
+    splits = {split: {i: f"{split}{i}".encode() for i in range(400)} for split in ("train", "val", "test")}
+    keys = {split: {i: f"{i}.png" for i in range(400)} for split in splits}
+    for leaked, status in ((2, "pass"), (20, "fail")):
+        test = splits["test"] | {i: splits["train"][i] for i in range(leaked)}
+        found = split_hygiene(splits | {"test": test}, keys)
+        assert (found.status, found.count) == (status, leaked)
+        assert "but 0.png (train) and 0.png (test)" in found.detail
 
 
 @pytest.mark.parametrize(("rejected", "status"), [(0, "fail"), (10, "pass"), (60, "fail")])

@@ -52,6 +52,7 @@ class Watch(Unwatched):
         if self.data.evaluated != "test":
             raise UserError("evaluation.split=val cannot be evaluated with detectors, which are calibrated on it")
         self.detection, self.suite, self.about = detection, dict(suite), dict(about)
+        self.threat = claimed_ball(suite)
         watched = WatchedClassifier(classifier, detection.detectors)
         super().__init__(cast(Classify, classifier))
         self.judged = cast(Classify, watched)
@@ -65,15 +66,12 @@ class Watch(Unwatched):
                 f"right, there are {len(self.calibration)} of {self.calibration.considered}; raise it or "
                 "data.val_fraction"
             )
-        self.threat = claimed_ball(suite)
         self.unknown = UnknownImages(detection, self.calibration, self.threat, self.data, trainer)
         self.by_detector = {name: self._joint(name) for name in watched.detectors}
-        for models in self.by_detector.values():
+        for name, models in self.by_detector.items():
             for attacks in models.values():
                 self.attacks |= attacks
-        self.checking = {name: self._references(name) if detection.white_box else {} for name in watched.detectors}
-        for attacks in self.checking.values():
-            self.references |= attacks
+            self.references |= self._references(name) if detection.white_box else {}
         self.slopes = [kind + name for name in watched.detectors for kind in (GRADIENT, DIFFERENCE)]
         self.probes = [*self.probes, *self.slopes]
         splits = self.data.describe()
