@@ -88,15 +88,7 @@ class DataModule(pl.LightningDataModule):
 
     def describe(self) -> dict[str, dict[str, object]]:
         """Size and fingerprint of every split, and of its files where images are files."""
-        return {name: self._described(name, positions) for name, positions in self.positions.items()}
-
-    def _described(self, name: str, positions: Positions) -> dict[str, object]:
-        split = self._split_of(name)
-        facts = {"n": len(positions), "ids_sha256": fingerprint(positions, split.keys, split.labels)}
-        if isinstance(split, WithFiles):
-            keys = [split.keys[position] for position in positions]
-            facts["manifest_sha256"] = manifest(keys, split.sizes[positions], split.labels[positions])
-        return facts
+        return {name: described(self._split_of(name), positions) for name, positions in self.positions.items()}
 
     def keys(self, split: str) -> Mapping[int, str]:
         """Where every sample of a split comes from, by id."""
@@ -191,3 +183,12 @@ class DataModule(pl.LightningDataModule):
         if name == "test":
             return self.source.test
         return self.source.val if name == "val" and self.source.val is not None else self.source.train
+
+
+def described(split: Split, positions: Positions) -> dict[str, object]:
+    """Size and fingerprint of samples of a split, and of their files where images are files."""
+    facts = {"n": len(positions), "ids_sha256": fingerprint(positions, split.keys, split.labels)}
+    if isinstance(split, WithFiles):
+        keys = [split.keys[position] for position in positions]
+        facts["manifest_sha256"] = manifest(keys, split.sizes[positions], split.labels[positions])
+    return facts

@@ -106,8 +106,8 @@ class RobustnessEvaluation(pl.Callback):
         self.watch = watch_over(self.detection, trainer, pl_module, self.given, known)
         self.references = self.watch.references if self.checks else {}
         everything = self.given | dict(self.probe.attacks) | self.watch.attacks | self.references
-        about = [weights, self.ids, self.context, *self.watch.identity]
-        prints = fingerprints(about, everything, [CLEAN, *self.watch.probes])
+        self.identity = [weights, self.ids, self.context, *self.watch.identity]
+        prints = fingerprints(self.identity, everything, [CLEAN, *self.watch.probes])
         confusion = functools.cache(lambda: confusion_of(cast(Evaluated, pl_module), data, pl_module.device))
         self.attacks = {name: attack.told(confusion) for name, attack in self.given.items()}
         if threading.current_thread() is threading.main_thread():  # rows are safe: leave at once, without collectives
@@ -155,6 +155,7 @@ class RobustnessEvaluation(pl.Callback):
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.progress.stop()
         data, world = _data(trainer), trainer.world_size
+        self.watch.measure(self.folder, self.identity)
         rows = [row for part in gathered(self.store.own_rows(world)) for row in part]
         table = table_of(rows)
         rounds = {name: attack.rounds for name, attack in (self.attacks | self.watch.attacks).items()}

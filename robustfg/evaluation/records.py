@@ -157,9 +157,13 @@ class RecordStore:
                 writer.write_table(pa.table([[value] for value in row], schema=PERTURBATION_SCHEMA))
         beside.replace(target)
 
+    def close(self) -> None:
+        """Leaves the files to others."""
+        self.database.close()
+
     def discard(self, world: int) -> None:
         """Deletes the files of ``own_rows``, whose rows are safe elsewhere."""
-        self.database.close()
+        self.close()
         for path in self._own_files(world):
             for file in path.parent.glob(path.name + "*"):
                 file.unlink()

@@ -1,20 +1,18 @@
 """Unknown images under a detector whose score is linear in the image: all that can be reached is known."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
-from shards import on_ranks
 from torch import nn
 
 from robustfg.attacks import APGD, Linf
 from robustfg.attacks.acceptance import ScoreOf
 from robustfg.attacks.joint import Accepted
 from robustfg.detectors import Detector, Watched
-from robustfg.evaluation import unknown
 from robustfg.evaluation.open_set import accepted_at, ranking
-from robustfg.evaluation.unknown import Known, measure_unknown, pushed, unknown_block
+from robustfg.evaluation.records import RecordStore
+from robustfg.evaluation.unknown import Known, pushed, unknown_block
+from robustfg.evaluation.unknown_record import attacked_rows, clean_rows, measure_unknown, unknown_scores
 from robustfg.types import Batch, Output
 
 EPSILON = 0.02
@@ -59,9 +57,26 @@ def batches(rows, size=5):
     return [Batch(pixels[part], torch.full_like(part, 999), part) for part in torch.as_tensor(rows).split(size)]
 
 
-def test_the_clean_score_and_the_least_one_that_can_be_reached_are_found():
+PRINTS = {clean_rows("far"): "1", attacked_rows("far", "one"): "2"}
+
+
+@pytest.fixture
+def measured(tmp_path):
+    """Measures all images of the set "far" on as many processes as there are shares."""
+
+    def work(attacks, shares=(range(23),), size=5):
+        stores = [RecordStore(tmp_path, rank, PRINTS) for rank in range(len(shares))]
+        for store, share in zip(stores, shares, strict=True):
+            measure_unknown(watched(), batches(share, size), attacks, store, "far")
+        rows = [row for store in stores for row in store.own_rows(len(shares))]
+        return unknown_scores(rows, "far", 23, attacks)
+
+    return work
+
+
+def test_the_clean_score_and_the_least_one_that_can_be_reached_are_found(measured):
     model = watched()
-    found = measure_unknown(model, batches(torch.arange(23).flip(0)), {"one": attack(-1e9)})
+    found = measured({"one": attack(-1e9)}, [torch.arange(23).flip(0)])
     assert found.index.tolist() == list(range(23))
     with torch.no_grad():
         output = model(images())
@@ -73,13 +88,13 @@ def test_the_clean_score_and_the_least_one_that_can_be_reached_are_found():
     assert (found.prediction == output.logits.argmax(1).numpy()).all()
 
 
-def test_the_search_ends_where_the_image_is_accepted_and_never_above_the_clean_score():
+def test_the_search_ends_where_the_image_is_accepted_and_never_above_the_clean_score(measured):
     model = watched()
     with torch.no_grad():
         clean = model(images()).scores["one"]
     reach = float(EPSILON * model.detectors["one"].weight.abs().sum())
     tau = float(clean.median()) - reach / 2
-    found = measure_unknown(model, batches(range(23)), {"one": attack(tau)})
+    found = measured({"one": attack(tau)})
     can = clean.numpy() - reach <= tau
     assert 0 < can.sum() < 23
     assert ((found.least["one"] <= tau) == can).all()
@@ -88,32 +103,35 @@ def test_the_search_ends_where_the_image_is_accepted_and_never_above_the_clean_s
     assert np.allclose(found.least["one"][already], clean.numpy()[already])
 
 
-def test_three_processes_with_uneven_shares_find_what_one_does(monkeypatch):
-    one = measure_unknown(watched(), batches(range(23)), {"one": attack(-1e9)})
-    models = [copy.deepcopy(watched()) for _ in range(3)]
-
-    def work(rank):
-        return measure_unknown(models[rank], batches(range(rank, 23, 3), size=3), {"one": attack(-1e9)})
-
-    for several in on_ranks(monkeypatch, [unknown], 3, work):
-        assert several.table("far").schema == one.table("far").schema
-        assert several.index.tolist() == one.index.tolist()
-        assert several.prediction.tolist() == one.prediction.tolist()
-        for name in ("clean", "least"):
-            ours, theirs = getattr(one, name), getattr(several, name)
-            assert ours.keys() == theirs.keys()
-            for detector in ours:
-                assert np.allclose(ours[detector], theirs[detector], atol=1e-12)
+def test_three_processes_with_uneven_shares_find_what_one_does(measured, tmp_path):
+    several = measured({"one": attack(-1e9)}, [range(rank, 23, 3) for rank in range(3)], size=3)
+    for file in tmp_path.glob("unfinished-*"):
+        file.unlink()
+    one = measured({"one": attack(-1e9)})
+    assert several.table("far").schema == one.table("far").schema
+    assert several.index.tolist() == one.index.tolist()
+    assert several.prediction.tolist() == one.prediction.tolist()
+    for name in ("clean", "least"):
+        ours, theirs = getattr(one, name), getattr(several, name)
+        assert ours.keys() == theirs.keys()
+        for detector in ours:
+            assert np.allclose(ours[detector], theirs[detector], atol=1e-12)
 
 
-def test_an_image_that_was_measured_twice_is_refused():
-    with pytest.raises(RuntimeError, match="23 records for 22 images"):
-        measure_unknown(watched(), batches([*range(22), 0]), {})
+def test_an_image_that_was_measured_twice_is_refused(measured):
+    with pytest.raises(RuntimeError, match="far/clean: 24 records for 23 images"):
+        measured({"one": attack(-1e9)}, [range(23), range(1)])
 
 
-def test_the_block_holds_the_figures_of_clean_and_attacked_scores():
+def test_an_image_that_was_not_attacked_is_refused(measured):
+    assert not measured({}).least
+    with pytest.raises(RuntimeError, match="far/accepted/one: 0 records for 23 images"):
+        measured({"one": attack(-1e9)}, [torch.arange(0)])
+
+
+def test_the_block_holds_the_figures_of_clean_and_attacked_scores(measured):
     generator = np.random.default_rng(2)
-    found = measure_unknown(watched(), batches(range(23)), {"one": attack(-1e9)})
+    found = measured({"one": attack(-1e9)})
     known = {
         name: Known(score=generator.normal(float(np.median(found.clean[name])) - 1, 1, 40),
                     correct=generator.random(40) < 0.8)
@@ -133,8 +151,8 @@ def test_the_block_holds_the_figures_of_clean_and_attacked_scores():
     assert counts[0] < counts[1]
 
 
-def test_the_table_has_a_row_for_every_image():
-    found = measure_unknown(watched(), batches(range(23)), {"one": attack(-1e9)})
+def test_the_table_has_a_row_for_every_image(measured):
+    found = measured({"one": attack(-1e9)})
     rows = found.table("far").to_pylist()
     assert len(rows) == 23
     assert rows[7] == {

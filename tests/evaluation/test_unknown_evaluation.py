@@ -9,6 +9,7 @@ import pytest
 import torch
 from toy import SIZE, data_module, evaluate
 
+from robustfg.attacks import Attack
 from robustfg.data.arrays import ArraySplit
 from robustfg.detectors import Energy, Fitted, Mahalanobis, Watched
 from robustfg.errors import UserError
@@ -92,6 +93,46 @@ def test_the_attack_lowers_scores_until_the_image_is_accepted_at_the_lowest_thre
     told = run.summary["unknown"]["noise"]["attacks"]
     assert {part["epsilon"] for part in told.values()} == {"8/255"}
     assert {part["steps"] for part in told.values()} == {5}
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_killed_evaluation_attacks_only_the_unknown_images_that_are_left(classifier, tmp_path, monkeypatch):
+    real, calls = Attack.attempts, []
+
+    def run(folder, dies_at=None, **options):
+        calls.clear()
+
+        def counting(self, model, image, *arguments, **keywords):
+            if self.name.startswith("acceptance/"):
+                if len(calls) == dies_at:
+                    raise KilledError
+                calls.append(len(image))
+            return real(self, model, image, *arguments, **keywords)
+
+        data = data_module(max_test_samples=20, batch_size=8)
+        with monkeypatch.context() as patch:
+            patch.setattr(Attack, "attempts", counting)
+            summary = evaluate(classifier, tmp_path / folder, data=data, checks=0, detection=detection(SETS, **options))
+        tables = (pq.read_table(tmp_path / folder / "robustness" / name) for name in ("unknown.parquet", "records.parquet"))  # fmt: skip  # noqa: E501
+        return [table.drop(["seconds"] if "seconds" in table.column_names else []) for table in tables], summary
+
+    whole, told = run("whole")
+    assert sum(calls) == 2 * 31, "both detectors, all images of both sets"
+    for folder in ("killed", "changed"):
+        with pytest.raises(KilledError):
+            run(folder, dies_at=8)
+        done = sum(calls)
+        assert 2 * 21 < done < 2 * 31, "in the middle of the second set"
+    continued, told_again = run("killed")
+    assert sum(calls) == 2 * 31 - done
+    assert all(one.equals(other) for one, other in zip(whole, continued, strict=True))
+    assert told_again["unknown"] == told["unknown"]
+    assert not list((tmp_path / "killed" / "robustness").glob("unfinished-*"))
+    run("changed", steps=6)
+    assert sum(calls) == 2 * 31, "what was found in fewer steps is not continued"
 
 
 def test_without_the_white_box_unknown_images_are_only_read_and_an_earlier_table_goes(classifier, tmp_path):

@@ -45,6 +45,14 @@ class Unwatched:
     def see(self, batch: Batch) -> None:
         """Takes note of test samples; every one passes by, in an evaluation that is continued as well."""
 
+    def measure(self, folder: Path, about: Sequence[object]) -> None:
+        """Measures what is no test sample; every process must call it.
+
+        Args:
+            folder: of the record of evidence.
+            about: what its rows depend on, in plain containers.
+        """
+
     def probe(self, batch: Batch) -> Rows:
         """Rows of the probes."""
         behaved = [finite_difference(self.classifier, batch), deterministic(self.classifier, batch)]

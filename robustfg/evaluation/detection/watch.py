@@ -1,6 +1,6 @@
 """The detectors' part in a robustness evaluation: fit, calibrate, attack together, and tell what came of it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -95,6 +95,9 @@ class Watch(Unwatched):
     def see(self, batch: Batch) -> None:
         self.contents.note("test", batch)
 
+    def measure(self, folder: Path, about: Sequence[object]) -> None:
+        self.unknown.measure(self.watched, folder, about)
+
     def probe(self, batch: Batch) -> Rows:
         found = [told for name in self.watched.detectors for told in slopes(self.watched, name, batch)]
         return super().probe(batch) + self._probed(batch, self.slopes, found)
@@ -133,7 +136,7 @@ class Watch(Unwatched):
             "surrogate": self.detection.surrogate_name or None,
             "detectors": found,
         }
-        return {"detection": block} | self.unknown.told(self.watched, table), checks.united(everything)
+        return {"detection": block} | self.unknown.told(table), checks.united(everything)
 
     def _attackers(self, name: str, alone: list[str]) -> Attackers:
         """Who attacked a detector; ``alone``: attacks on the classifier alone that count."""
