@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -56,8 +57,11 @@ class Linf(Ball):
         return gradient.double().flatten(1).abs().sum(1)
 
     def projector(self, clean: Tensor) -> Callable[[Tensor], Tensor]:
-        low, high = (clean - self.radius).clamp_(0, 1), (clean + self.radius).clamp_(0, 1)
-        return lambda image: image.clamp_(low, high)
+        @cache  # made after the first gradient, not before: they would have left the processor's cache meanwhile
+        def bounds() -> tuple[Tensor, Tensor]:
+            return (clean - self.radius).clamp_(0, 1), (clean + self.radius).clamp_(0, 1)
+
+        return lambda image: image.clamp_(*bounds())
 
     def steepest(self, gradient: Tensor) -> Tensor:
         return gradient.sign()
@@ -67,7 +71,7 @@ class Linf(Ball):
         return ((2 * draws - 1) * self.radius).to(clean)
 
     def size(self, perturbation: Tensor) -> Tensor:
-        low, high = perturbation.flatten(1).amin(1), perturbation.flatten(1).amax(1)
+        low, high = perturbation.amin((1, 2, 3)), perturbation.amax((1, 2, 3))
         return torch.maximum(-low, high).double()
 
 

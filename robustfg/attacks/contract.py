@@ -35,7 +35,7 @@ def classes_of(image: Tensor, label: Tensor, index: Tensor | None = None) -> int
             raise UserError(f"{name} must lie on the images' device {image.device}, got {whole.device}")
     if not image.numel():
         return 0
-    ends = [*torch.aminmax(image), *torch.aminmax(label)]
+    ends = [image.amin(), image.amax(), label.amin(), label.amax()]
     low, high, least, largest = torch.stack([end.double() for end in ends]).tolist()
     if not (low >= 0 and high <= 1):
         raise UserError(f"images must lie in [0, 1] (normalise inside the model), got [{low:.3g}, {high:.3g}]")

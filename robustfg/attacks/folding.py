@@ -21,7 +21,7 @@ AGREEMENT = 2e-5
 """Largest difference at which the copy is believed: of logits, relative to their spread, and of detectors' scores,
 relative to themselves."""
 SAMPLES = 4
-"""How many images are compared."""
+"""How many images a new copy is compared on; later calls compare one."""
 
 KEPT = "_robustfg_folded"
 """Attribute of the model under which its copy lives, and with which it dies: a copy may refer to the model, as a
@@ -29,20 +29,40 @@ Lightning module does through its trainer, so anything else that held it would h
 
 
 class Kept:
-    """A copy and the state of the model it was made of; left out where the model is copied or pickled."""
+    """A copy and the state of the model it was made of; left out where the model is copied or pickled.
+
+    Attributes:
+        spread: the largest spread of logits compared: one image's may be nearly equal.
+    """
 
     def __init__(self, state: object = None, copy: nn.Module | None = None) -> None:
-        self.state, self.copy = state, copy
+        self.state, self.copy, self.spread = state, copy, 0.0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, ()
+
+    def agrees(self, model: nn.Module, image: Tensor) -> bool:
+        """Whether there is a copy and it answers as ``model`` does."""
+        if self.copy is None:
+            return False
+        answers = model(image), self.copy(image)
+        own, theirs = map(logits_of, answers)
+        if not isinstance(own, Tensor):  # no classifier's answer: the model's own will be refused
+            return False
+        self.spread = max(self.spread, float(own.max() - own.min()))
+        if not bool((own - theirs).abs().max() <= AGREEMENT * self.spread):
+            return False
+        scores, others = ({} if isinstance(answer, Tensor) else answer.scores for answer in answers)
+        return all(
+            bool(((score - others[name]).abs() <= AGREEMENT * score.abs()).all()) for name, score in scores.items()
+        )
 
 
 @torch.no_grad()
 def folded(model: nn.Module, image: Tensor) -> nn.Module:
     """A copy of ``model`` in eval mode with batch norms folded, or ``model`` itself where that gains nothing.
 
-    Copies are kept as long as the weights stay the same; every call compares a few answers with the model's own.
+    Copies are kept as long as the weights stay the same; every call compares answers with the model's own.
 
     Args:
         model: in eval mode.
@@ -51,31 +71,20 @@ def folded(model: nn.Module, image: Tensor) -> nn.Module:
     on_cpu = image.device.type == "cpu"
     if not len(image) or not any(isinstance(m, nn.BatchNorm2d) or (on_cpu and Stem.suits(m)) for m in model.modules()):
         return model
-    few, state = image[:SAMPLES], _fingerprint(model)
+    few, state = image[:1], _fingerprint(model)
     kept = model.__dict__.get(KEPT)
     if kept is None or kept.state != state:
+        few = image[:SAMPLES]
         kept = model.__dict__[KEPT] = Kept(state, _fold(model, few))
-    if kept.copy is None or not _agree(model, kept.copy, few):
+    if not kept.agrees(model, few):
         kept.copy = None
-        return model
-    return kept.copy
+    return model if kept.copy is None else kept.copy
 
 
 def _fingerprint(model: nn.Module) -> object:
     tensors = [*model.parameters(), *model.buffers()]
     weights = tuple((id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors)
     return weights, tuple(ref(module) for module in model.modules())  # equal only while they are the same modules
-
-
-def _agree(model: nn.Module, copy: nn.Module, image: Tensor) -> bool:
-    answers = model(image), copy(image)
-    own, theirs = map(logits_of, answers)
-    if not isinstance(own, Tensor):  # no classifier's answer: the model's own will be refused
-        return False
-    if not bool((own - theirs).abs().max() <= AGREEMENT * (own.max() - own.min())):
-        return False
-    scores, others = ({} if isinstance(answer, Tensor) else answer.scores for answer in answers)
-    return all(bool(((score - others[name]).abs() <= AGREEMENT * score.abs()).all()) for name, score in scores.items())
 
 
 def _fold(model: nn.Module, image: Tensor) -> nn.Module | None:

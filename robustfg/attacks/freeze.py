@@ -23,17 +23,18 @@ def attackable(model: Model) -> Iterator[None]:
         token = pixels_checked.set(True)
         stack.callback(lambda: pixels_checked.reset(token))
         if isinstance(model, nn.Module):
-            modes = [(module, module.training) for module in model.modules()]
+            training = [module for module in model.modules() if module.training]
             trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
             def restore() -> None:
-                for module, training in modes:
-                    module.training = training
+                for module in training:
+                    module.training = True
                 for parameter in trainable:
                     parameter.requires_grad_(True)
 
             stack.callback(restore)
-            model.eval()
+            if training:
+                model.eval()
             for parameter in trainable:
                 parameter.requires_grad_(False)
         yield

@@ -103,7 +103,7 @@ class Ledger:
 
     def differentiated(self, gradient: Tensor) -> None:
         """Takes in the first gradient of the search."""
-        low, high = gradient.flatten(1).amin(1), gradient.flatten(1).amax(1)  # NaN where any is
+        low, high = gradient.amin((1, 2, 3)), gradient.amax((1, 2, 3))  # NaN where any is
         alive = ((low < 0) | (high > 0)) & low.isfinite() & high.isfinite()
         self.now = self.now._replace(dead=torch.where(self.now.backwards == 0, ~alive, self.now.dead))
 

@@ -116,6 +116,5 @@ class Threat(ABC):
             size = self.size(adversarial.double() - clean.double())
             if not bool((size <= self.radius + 1e-6).all()):
                 raise ThreatError(f"perturbation of {self.norm} size {size.max()} > {self.epsilon}")
-        low, high = torch.aminmax(adversarial)
-        if not bool((low >= 0) & (high <= 1)):
+        if not bool((adversarial.amin() >= 0) & (adversarial.amax() <= 1)):
             raise ThreatError("adversarial image outside [0, 1]")

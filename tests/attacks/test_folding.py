@@ -215,3 +215,21 @@ def test_one_step_attacks_search_on_the_folded_copy_as_well(monkeypatch):
     FGSM(epsilon=0.1)(model, images(), torch.zeros(len(images()), dtype=torch.int64))
     agreement = sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
     assert len(asked) - trial == agreement
+
+
+class Tied(Plain):
+    """Two logits that differ by a hundred times what the image's mean is above a half: equal on one of mean grey."""
+
+    def forward(self, image):
+        logit = super().forward(image).square().sum(1, keepdim=True)
+        return torch.cat([logit, logit + 100 * (image.mean((1, 2, 3)) - 0.5)[:, None]], 1)
+
+
+def test_a_copy_is_not_thrown_away_for_one_image_whose_logits_are_nearly_equal():
+    model, grey = settled(Tied()), images(1)
+    grey = 0.5 + 0.9 * (grey - grey.mean())
+    copy_ = folded(model, torch.ones(4, 3, 16, 16))
+    with torch.no_grad():
+        error, spread = (model(grey) - copy_(grey)).abs().max(), model(grey).max() - model(grey).min()
+    assert error > 1e-4 * spread
+    assert folded(model, grey) is copy_
