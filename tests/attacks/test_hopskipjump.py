@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from robustfg.attacks import L1, L2, HopSkipJump, Linf, Rademacher
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.hopskipjump import grainy
+from robustfg.attacks.decision_based import grainy
 from robustfg.errors import UserError
 
 INDEX = torch.tensor([7, 3, 12, 0])
@@ -77,7 +77,7 @@ def test_no_sample_is_asked_about_more_often_than_allowed_and_the_count_is_true(
 
 @NORMS
 @pytest.mark.parametrize("queries", [25, 47, 73, 101, 140, 188])
-def test_short_estimates_with_many_halvings_do_not_overspend_either(threat, dual, queries):
+def test_short_estimates_with_manyhalvings_do_not_overspend_either(threat, dual, queries):
     attack = HopSkipJump(threat=threat, queries=queries, first_queries=2, stop_inside=False)
     attempt = next(attack.attempts(linear, images(), ZERO, INDEX))
     assert (attempt.forwards <= queries).all()
@@ -217,9 +217,9 @@ def test_how_many_directions_are_tried_at_once_changes_memory_only(threat, dual)
 def test_the_search_for_the_boundary_is_as_fine_as_the_paper_says_or_floats_allow():
     l2, linf = HopSkipJump(threat=L2(epsilon=1)), HopSkipJump(threat=Linf(epsilon=1))
     large = torch.zeros(1, 3, 32, 32, dtype=torch.float64)
-    assert l2._halvings(large) == math.ceil(1.5 * math.log2(3072))
-    assert linf._halvings(large) == math.ceil(2 * math.log2(3072))
-    assert linf._halvings(large.float()) == 20
+    assert l2.halvings(large) == math.ceil(1.5 * math.log2(3072))
+    assert linf.halvings(large) == math.ceil(2 * math.log2(3072))
+    assert linf.halvings(large.float()) == 20
 
 
 def test_a_description_is_json_and_names_what_makes_the_attack():
