@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from robustfg.losses.gaussian import gaussian_logits
+from robustfg.losses.gaussian import centred, centred_logits, gaussian_logits
 
 
 class Covariance(nn.Module, ABC):
@@ -39,8 +39,8 @@ class Covariance(nn.Module, ABC):
         with torch.autocast(embedding.device.type, enabled=False):
             embedding = embedding.to(means.dtype)
             if self.tied:  # all classes live in one whitened space
-                middle = means.detach().mean(0)  # whitening rounds what is far from zero
-                return gaussian_logits(self.whitened(embedding - middle), self.whitened(means - middle))
+                near = centred(embedding, means)  # whitening rounds what is far from zero
+                return centred_logits(*(self.whitened(rows) for rows in near))
             return self.exponents_by_class(embedding, means)
 
     @abstractmethod

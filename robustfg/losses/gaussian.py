@@ -64,8 +64,18 @@ def gaussian_logits(embedding: Tensor, means: Tensor) -> Tensor:
     """
     # Never in half precision: squared distances overflow it.
     with torch.autocast(embedding.device.type, enabled=False):
-        centre = means.detach().mean(0)
-        logits: Tensor = _GaussianLogits.apply(embedding.to(means.dtype) - centre, means - centre)
+        return centred_logits(*centred(embedding.to(means.dtype), means))
+
+
+def centred(embedding: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as seen from the centre of the means, which no distance depends on."""
+    centre = means.detach().mean(0)
+    return embedding - centre, means - centre
+
+
+def centred_logits(embedding: Tensor, means: Tensor) -> Tensor:
+    """``gaussian_logits`` of what is ``centred``."""
+    logits: Tensor = _GaussianLogits.apply(embedding, means)
     return logits
 
 
