@@ -43,16 +43,22 @@ class Bank:
         )
 
     def thinned(self, per_class: int | None, seed: int) -> "Bank":
-        """The ``per_class`` samples of every class whose ids hash lowest, None: all; in an order of its own.
+        """The ``per_class`` samples of every class whose ids hash lowest, None: all; class by class.
 
         The samples and their order depend on ids, labels and seed only.
         """
         index, label = self.index.numpy(), self.label.numpy()
-        order = np.lexsort((index, _hashes(index, seed), label))
-        ordered = label[order]
-        rank = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-        chosen = torch.from_numpy(order if per_class is None else order[rank < per_class])
-        return Bank(self.index[chosen], self.label[chosen], tuple(rows[chosen] for rows in self.features))
+        if per_class is None:
+            order = np.lexsort((index, label))
+        else:
+            order = np.lexsort((index, _hashes(index, seed), label))
+            ordered = label[order]
+            rank = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+            order = order[rank < per_class]
+        chosen = torch.from_numpy(order)
+        return Bank(
+            self.index[chosen], self.label[chosen], tuple(rows.index_select(0, chosen) for rows in self.features)
+        )
 
 
 class BankFit(Fit):
@@ -60,7 +66,7 @@ class BankFit(Fit):
 
     Args:
         features: names.
-        learn: called with the bank and the number of classes.
+        learn: called with the bank, which is its own from then on, and the number of classes.
         per_class: samples to keep of every class, the same on any number of processes; None: all.
         seed: which.
     """
@@ -76,30 +82,33 @@ class BankFit(Fit):
     def see(self, output: Output, label: Tensor, index: Tensor) -> None:
         rows = tuple(feature_of(output, name).detach().float().cpu() for name in self.features)
         self.banks.append(Bank(index.cpu(), label.cpu(), rows))
-        self.strange |= {name for name, row in zip(self.features, rows, strict=True) if not _finite(row)}
         self.classes, self.held = output.logits.shape[1], self.held + len(index)
         if self.per_class is not None and self.held > 2 * self.kept + ROOM:
             self._thin()
 
-    def findings(self) -> tuple[int, Bank | None, set[str]]:
-        if self.banks:
-            self._thin() if self.per_class is not None else self._join()
-        return self.classes, self.banks[0] if self.banks else None, self.strange
+    def findings(self) -> tuple[int, list[Bank], set[str]]:
+        if self.banks and self.per_class is not None:
+            self._thin()
+        return self.classes, self.banks, self.strange
 
-    def conclude(self, findings: Sequence[tuple[int, Bank | None, set[str]]]) -> None:
-        banks = [bank for _, bank, _ in findings if bank is not None and len(bank.index)]
+    def conclude(self, findings: Sequence[tuple[int, list[Bank], set[str]]]) -> None:
+        banks = [bank for _, found, _ in findings for bank in found if len(bank.index)]
         if not banks:
             raise UserError("detector: there are no training samples to learn from")
-        for name in sorted(set().union(*(strange for _, _, strange in findings))):
+        bank = Bank.joined(banks)
+        for name in sorted(self._strange(bank).union(*(strange for _, _, strange in findings))):
             raise UserError(f"detector: {name} of some training images is not finite; the classifier has diverged")
-        bank = Bank.joined(banks).thinned(self.per_class, self.seed)
+        bank = bank.thinned(self.per_class, self.seed)
         self.learn(bank, max(classes for classes, _, _ in findings))
 
-    def _join(self) -> None:
-        self.banks = [Bank.joined(self.banks)]
+    def _strange(self, bank: Bank) -> set[str]:
+        """Features that are not finite everywhere."""
+        return {name for name, rows in zip(self.features, bank.features, strict=True) if not _finite(rows)}
 
     def _thin(self) -> None:
-        self.banks = [Bank.joined(self.banks).thinned(self.per_class, self.seed)]
+        bank = Bank.joined(self.banks)
+        self.strange |= self._strange(bank)
+        self.banks = [bank.thinned(self.per_class, self.seed)]
         self.held = self.kept = len(self.banks[0].index)
 
 

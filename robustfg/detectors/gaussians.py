@@ -23,7 +23,8 @@ class Whitener(Learned):
         mean: m ``(D,)``.
         matrix: W ``(D, D)``.
         expected: what ||W (f - own mean)||^2 is on average over the samples learned from; D but for the shrinkage.
-        deviation: its standard deviation were the samples Gaussian; sqrt(2 D) but for the shrinkage.
+        deviation: its standard deviation were the samples Gaussian; sqrt(2 D) but for the shrinkage. Both are empty
+            where they were not asked for.
     """
 
     mean: Tensor
@@ -34,12 +35,16 @@ class Whitener(Learned):
     def __init__(self) -> None:
         super().__init__("mean", "matrix", "expected", "deviation")
 
-    def learn(self, mean: Tensor, covariance: Tensor, count: float, shrinkage: float | None) -> Tensor:
+    def learn(
+        self, mean: Tensor, covariance: Tensor, count: float, shrinkage: float | None, *, standardise: bool = False
+    ) -> Tensor:
         """From a mean ``(D,)`` and a covariance ``(D, D)`` of ``count`` samples; gives W in float64."""
         matrix = whitening(shrunk(covariance, count, shrinkage))
-        left = matrix @ covariance @ matrix.t()
-        deviation = (2 * left.square().sum()).sqrt()
-        self.keep(mean=mean, matrix=matrix, expected=left.trace()[None], deviation=deviation[None])
+        self.keep(mean=mean, matrix=matrix)
+        if standardise:
+            left = matrix @ covariance @ matrix.t()
+            deviation = (2 * left.square().sum()).sqrt()
+            self.keep(expected=left.trace()[None], deviation=deviation[None])
         return matrix
 
     def forward(self, feature: Tensor) -> Tensor:
@@ -60,10 +65,10 @@ class ClassGaussians(nn.Module):
         super().__init__()
         self.white, self.means = Whitener(), Points()
 
-    def learn(self, moments: Moments, shrinkage: float | None) -> None:
-        """From the moments of the feature."""
+    def learn(self, moments: Moments, shrinkage: float | None, *, standardise: bool = False) -> None:
+        """From the moments of the feature; ``standardise``: what ``standardised`` needs, too."""
         mean = moments.mean()
-        matrix = self.white.learn(mean, moments.within(), moments.total, shrinkage)
+        matrix = self.white.learn(mean, moments.within(), moments.total, shrinkage, standardise=standardise)
         means = moments.means()[moments.count > 0]
         self.means.learn((means - mean) @ matrix.t())
 

@@ -49,7 +49,7 @@ class Mahalanobis(Detector):
 
     def _learn(self, moments: list[Moments]) -> None:
         for gaussians, found in zip(self._gaussians(), moments, strict=True):
-            gaussians.learn(found, self.shrinkage)
+            gaussians.learn(found, self.shrinkage, standardise=self.standardise)
 
     def _gaussians(self) -> list[ClassGaussians]:
         return list(self.gaussians)  # type: ignore[arg-type]

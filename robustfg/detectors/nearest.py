@@ -22,7 +22,7 @@ class Points(Learned):
 
     def learn(self, rows: Tensor) -> None:
         """Takes the points over."""
-        self.keep(rows=rows, lengths=rows.square().sum(1))
+        self.keep(rows=rows, lengths=torch.linalg.vector_norm(rows, dim=1).square())
 
     @torch.no_grad()
     def nearest(self, feature: Tensor, count: int) -> Tensor:

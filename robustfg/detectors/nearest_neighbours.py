@@ -54,4 +54,5 @@ class NearestNeighbours(Detector):
         return F.normalize(feature) if self.normalise else feature
 
     def _learn(self, bank: Bank, classes: int) -> None:
-        self.samples.learn(self._compared(bank.features[0]))
+        rows = bank.features[0]
+        self.samples.learn(F.normalize(rows, out=rows) if self.normalise else rows)

@@ -5,6 +5,7 @@ from answers import CLASSES, answer, learn, samples
 from sklearn.covariance import OAS, EmpiricalCovariance, ShrunkCovariance
 
 from robustfg.detectors import Mahalanobis, RelativeMahalanobis
+from robustfg.detectors.moments import Moments
 from robustfg.detectors.shrinkage import oas_share, whitening
 from robustfg.errors import UserError
 
@@ -94,7 +95,7 @@ def test_several_features_are_standardised_by_their_training_distances_and_summe
 
 def test_the_expected_distance_is_the_mean_over_training_samples_of_their_own_class():
     rows, label, index = samples(200)
-    detector = learn(Mahalanobis(shrinkage=0.4), rows, label, index)
+    detector = learn(Mahalanobis(features=["embedding", "inner"], shrinkage=0.4), rows, label, index)
     white = detector.gaussians[0].white
     within, _ = centred(rows.double().numpy(), label.numpy())
     mapped = within @ white.matrix.double().numpy().T
@@ -131,3 +132,17 @@ def test_the_state_does_not_grow_with_the_training_set():
 def test_a_share_outside_its_range_is_refused(share):
     with pytest.raises(UserError, match=r"detector.shrinkage must be in \[0, 1\]"):
         Mahalanobis(shrinkage=share)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 130])
+def test_moments_are_naive_sums_over_batches_of_any_size(dim):
+    rows, label = torch.randn(50, dim, generator=torch.Generator().manual_seed(0)), torch.arange(50) % CLASSES
+    moments = Moments.none(CLASSES, dim, products=True)
+    for part in (slice(0, 1), slice(1, 1), slice(1, 30), slice(30, 50)):
+        moments.add(rows[part].t().contiguous().t(), label[part])
+    plain = rows.double()
+    assert moments.count.tolist() == [(label == k).sum() for k in range(CLASSES)]
+    torch.testing.assert_close(moments.sums, torch.stack([plain[label == k].sum(0) for k in range(CLASSES)]))
+    torch.testing.assert_close(moments.overall(), torch.cov(plain.t(), correction=0).reshape(dim, dim))
+    centred = plain - moments.means()[label]
+    torch.testing.assert_close(moments.within(), centred.t() @ centred / 50)

@@ -112,7 +112,10 @@ def test_the_kept_samples_are_balanced_and_depend_on_ids_alone():
     assert torch.equal(kept.index, again.index)
     assert torch.equal(kept.features[0], again.features[0])
     assert not torch.equal(kept.index, bank.thinned(6, seed=1).index)
-    assert torch.equal(bank.thinned(None, 0).index.sort().values, index.sort().values)
+    whole, shuffled = bank.thinned(None, 0), Bank(index[order], label[order], (rows[order],)).thinned(None, 0)
+    assert whole.index.tolist() == [i for _, i in sorted(zip(label.tolist(), index.tolist(), strict=True))]
+    assert torch.equal(whole.features[0], shuffled.features[0])
+    assert torch.equal(whole.features[0], rows[torch.tensor([index.tolist().index(i) for i in whole.index])])
 
 
 def test_the_kept_samples_are_spread_over_the_ids():
