@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from robustfg.attacks import L1, L2, HopSkipJump, Linf, Rademacher
-from robustfg.attacks.draws import Draws
 from robustfg.attacks.decision_based import grainy
+from robustfg.attacks.draws import Draws
 from robustfg.errors import UserError
 
 INDEX = torch.tensor([7, 3, 12, 0])
