@@ -7,6 +7,7 @@ from robustfg.attacks.apgd_l1 import L1APGD
 from robustfg.attacks.backtracking import Backtracking
 from robustfg.attacks.balls import L1, L2, Linf
 from robustfg.attacks.base import Attack, Attempt
+from robustfg.attacks.boundary_attack import BoundaryAttack
 from robustfg.attacks.bpda import Bpda, differentiable
 from robustfg.attacks.cascade import Cascade
 from robustfg.attacks.confidence import WrongConfidence
@@ -75,6 +76,7 @@ __all__ = [
     "Attack",
     "Attempt",
     "Backtracking",
+    "BoundaryAttack",
     "Bpda",
     "CarliniWagner",
     "Cascade",

@@ -13,6 +13,7 @@ from robustfg.attacks import (
     FMN,
     L2,
     PGD,
+    BoundaryAttack,
     CarliniWagner,
     Cascade,
     Engine,
@@ -89,6 +90,7 @@ ATTACKS = {
     "fmn": FMN(threat=L2(epsilon=EPSILON), steps=15),
     "fmn, to the end": FMN(threat=L2(epsilon=EPSILON), steps=15, stop_inside=False),
     "cw": CarliniWagner(threat=L2(epsilon=EPSILON), initial_constant=1.0, searches=3, steps=15),
+    "boundary": BoundaryAttack(threat=L2(epsilon=EPSILON), queries=120),
     "hop skip jump": HopSkipJump(threat=L2(epsilon=EPSILON), queries=80, first_queries=10),
 } | {name: attack for name, attack in suite(watched(), steps=5).items() if "features" not in name}
 
