@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustfg.attacks.balls import Linf
 from robustfg.attacks.draws import Draws
+from robustfg.attacks.engine import Engine
 from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
@@ -56,6 +57,10 @@ class DecisionBased(MinimumNormAttack):
     @property
     def passes(self) -> int:
         return self.restarts * self.queries
+
+    def searching(self) -> Engine:
+        """The model itself: so near the boundary a copy's answers would have to be asked again."""
+        return self.engine.exact()
 
     def wrong(self, victim: Victim, image: Tensor, of: Tensor | None = None) -> Tensor:
         """One query: whether the prediction is wrong, all that these attacks may know."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -51,6 +51,10 @@ class Engine:
             raise UserError("engine.compile needs engine.fixed_batch: every new batch size would be compiled again")
         if self.samples < 1:
             raise UserError(f"engine.samples must be >= 1, got {self.samples}")
+
+    def exact(self) -> "Engine":
+        """The same without what changes answers by rounding."""
+        return replace(self, fold=False, autocast=None, compile=False)
 
     def describe(self) -> Mapping[str, object]:
         """What differs from the defaults, for an attack's description."""

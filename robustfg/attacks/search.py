@@ -71,7 +71,7 @@ class Search(Attack):
             least = None if self.watch is None else margin
             return Attempt(task.image, margin, none, none, none, none.bool(), least=least)
         own = keyed_generators(task.image.device, *draws.key, "model")
-        with self.engine.running(model, task.image, task.classes) as run, own:
+        with self.searching().running(model, task.image, task.classes) as run, own:
             victim = Victim(
                 run, task, threat=self.threat, decision=self.decision, watch=self.watch, **self.victim_options()
             )
@@ -80,10 +80,13 @@ class Search(Attack):
             logits = task.logits if victim.asked is None else victim.asked
             return replace(Attempt(*victim.results()), logits=logits, least=least)
 
+    def searching(self) -> Engine:
+        """How the model is prepared for the search."""
+        return self.engine
+
     def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
         own = keyed_generators(image.device, self.seed, self.name, "margins")
-        exact = replace(self.engine, fold=False, autocast=None, compile=False)
-        with exact.running(model, image) as run, own, torch.no_grad():
+        with self.engine.exact().running(model, image) as run, own, torch.no_grad():
             return -self.decision(run.own(image), label.clone())
 
 
