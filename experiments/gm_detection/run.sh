@@ -29,6 +29,7 @@ if [[ ${PART:-train} == train ]]; then
   train $digits loss=gm training=mcat run_name=detection-mcat
   train $fashion loss=gm training=mcat run_name=detection-mcat $scaled
   train $birds loss=gm training=mcat run_name=detection-mcat
+  train data=birds loss=gm_late_ramps run_name=detection # from scratch
 fi
 if [[ ${PART:-evaluate} == evaluate ]]; then
   for data in ${DATA:-digits birds fashion_mnist}; do
@@ -40,6 +41,7 @@ if [[ ${PART:-evaluate} == evaluate ]]; then
     evaluate $data-softmax/detection "[max_softmax,mahalanobis]" $given
     evaluate $data-gm/detection "[likelihood,mahalanobis]" $given
     evaluate $data-gm/detection-mcat "[likelihood,mahalanobis]" $given
+    if [[ $data == birds ]]; then evaluate birds-gm_late_ramps/detection "[likelihood,mahalanobis]" $given; fi
   done
   .venv/bin/python experiments/gm_detection/table.py "$out"/evaluations/detection-*
 fi

@@ -12,7 +12,9 @@ def main(folders: list[str]) -> None:
     """One row a run, detector and attacker or unknown set, in the order in which the runs were made."""
     ordered = sorted(folders, key=lambda folder: (Path(folder) / "provenance.json").stat().st_mtime)
     summaries = {
-        Path(folder).name.removeprefix("detection-"): json.loads((Path(folder) / "robustness/summary.json").read_text())
+        Path(folder).name.replace("detection-", "").removesuffix("-detection"): json.loads(
+            (Path(folder) / "robustness/summary.json").read_text()
+        )
         for folder in ordered
     }
     print("| run | detector | attacker | AUROC, successful | AUROC, worst case | joint robust accuracy | verdict |")
