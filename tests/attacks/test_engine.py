@@ -1,5 +1,7 @@
 import json
+import shutil
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -108,6 +110,11 @@ def test_an_averaged_gradient_is_nearer_to_that_without_noise():
     [
         ({"fixed_batch": 0}, "engine.fixed_batch must be >= 1 or null, got 0"),
         ({"compile": True}, "engine.compile needs engine.fixed_batch"),
+        (
+            {"compile": "fast", "fixed_batch": 8},
+            "engine.compile must be false, true or one of default, red",
+        ),
+        ({"compile": "default"}, "engine.compile needs engine.fixed_batch"),
         ({"samples": 0}, "engine.samples must be >= 1, got 0"),
         ({"autocast": "int8"}, "engine.autocast must be null, bfloat16 or float16, got int8"),
     ],
@@ -115,6 +122,64 @@ def test_an_averaged_gradient_is_nearer_to_that_without_noise():
 def test_bad_settings_are_refused_by_name(options, message):
     with pytest.raises(UserError, match=message):
         Engine(**options)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_search_breaks_whom_an_eager_one_breaks():
+    model, image, label, index = labelled(12)
+    eager, compiled = (
+        next(pgd(epsilon="2/255", steps=10, engine=engine).attempts(model, image, label, index))
+        for engine in (FIXED, replace(FIXED, compile="reduce-overhead"))
+    )
+    assert 0 < (eager.margin < 0).sum() < 12
+    assert torch.equal(eager.margin < 0, compiled.margin < 0)
+    assert torch.equal(eager.margin < 0, model(compiled.image).argmax(1) != label)
+
+
+class Replayed:
+    """What a CUDA graph does: every answer is written where the last one lies, and every gradient."""
+
+    def __init__(self, model, **options):
+        self.model, self.options, self.answer, self.gradient = model, options, [], []
+
+    def __call__(self, image):
+        return Kept.apply(self.model(Kept.apply(image, None, self.gradient)), self.answer, None)
+
+
+class Kept(torch.autograd.Function):
+    """Writes what passes forwards, or back, over what passed before."""
+
+    @staticmethod
+    def forward(ctx, value, forwards, backwards):
+        ctx.place = backwards
+        return over(value, forwards)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return over(gradient, ctx.place), None, None
+
+
+def over(value, place):
+    if place is None:
+        return value.view_as(value)
+    if not place:
+        place.append(torch.empty_like(value))
+    return place[0].copy_(value).view_as(value)
+
+
+@pytest.mark.parametrize(("samples", "mode"), [(1, True), (2, "reduce-overhead")])
+@pytest.mark.parametrize("kind", [GradientAttack, APGD, Square])
+def test_answers_written_over_by_the_next_replay_of_a_graph_have_been_copied(kind, mode, samples, monkeypatch):
+    model, image, label, index = labelled(13)
+    engines = [Engine(fixed_batch=8, samples=samples, compile=compile_, fold=False) for compile_ in (False, mode)]
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda *a, **options: asked.append(Replayed(*a, **options)) or asked[-1])
+    budget = {"queries": 15} if kind is Square else {"steps": 4}
+    attacks = [kind(threat=Linf(epsilon="3/255"), engine=engine, **budget) for engine in engines]
+    eager, replayed = (next(attack.attempts(model, image, label, index)) for attack in attacks)
+    assert torch.equal(eager.image, replayed.image)
+    assert torch.equal(eager.margin, replayed.margin)
+    assert asked[0].options == {"dynamic": False, "mode": None if mode is True else mode}
 
 
 def test_a_model_that_returns_probabilities_is_told_and_attacked_all_the_same():

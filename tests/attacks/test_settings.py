@@ -25,6 +25,7 @@ from robustfg.attacks import (
     L1APGD,
     L2,
     Accepted,
+    BoundaryAttack,
     CarliniWagner,
     Cascade,
     CrossEntropy,
@@ -79,6 +80,7 @@ def zeros():
 NEEDS = {
     Accepted: {"score": largest, "tau": 1.0},
     Cascade: {"attacks": {"a": APGD(threat=Linf(epsilon=0.1)), "b": GradientAttack(threat=Linf(epsilon=0.1))}},
+    BoundaryAttack: {"threat": L2(epsilon=0.5)},
     CarliniWagner: {"threat": L2(epsilon=0.5)},
     ElasticNet: {"threat": L1(epsilon=4)},
     FeatureAttack: {"bank": bank()},
