@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from robustfg.reporting.embedding import embedding_lines
+from robustfg.reporting.embedding import calibration_lines, embedding_lines
 
 Row = tuple[str, ...]
 Summary = Mapping[str, Any]
@@ -17,10 +17,16 @@ POPULATIONS = {
 }
 
 
-def evidence_lines(summary: Summary) -> list[str]:
-    """A line on every block, for the terminal; none for blocks that were not measured."""
-    lines = [*_taxonomy_lines(summary), *_attention_lines(summary), *_separation_lines(summary)]
-    return [*lines, *embedding_lines(summary)]
+def evidence_lines(summary: Summary) -> dict[str, list[str]]:
+    """Lines on every block by its heading, for the terminal; blocks that were not measured are left out."""
+    told = {
+        "Errors by taxonomy": list(_taxonomy_lines(summary)),
+        "Where the evidence lies": list(_attention_lines(summary)),
+        "Latent separation": list(_separation_lines(summary)),
+        "Feature space": embedding_lines(summary),
+        "Calibration": calibration_lines(summary),
+    }
+    return {heading: lines for heading, lines in told.items() if lines}
 
 
 def taxonomy_rows(summary: Summary) -> list[Row]:
@@ -97,7 +103,20 @@ def _attention_lines(summary: Summary) -> Iterator[str]:
 
 def _separation_lines(summary: Summary) -> Iterator[str]:
     if found := summary.get("separation"):
-        yield f"Latent space: {found['separated']} of {found['n']} classes apart from all others. {correlations(found)}"
+        yield separated(found)
+        yield correlations(found)
+
+
+def separated(separation: Mapping[str, Any]) -> str:
+    """How many classes are apart from all others, and how many could not be looked at, in sentences."""
+    n, left_out = separation["n"], len(separation["classes"]) - separation["n"]
+    without = f" {left_out} left out: fewer than two samples that differ." if left_out else ""
+    if not n:
+        return "Whether classes are apart cannot be told: none has two samples that differ."
+    return (
+        f"{separation['separated']} of {n} classes are apart from all others: a ball around the mean holds all samples "
+        f"of the class and no other.{without} More samples make that stricter."
+    )
 
 
 def correlations(separation: Mapping[str, Any]) -> str:

@@ -7,10 +7,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from robustfg.reporting import detection, embedding, evidence, unknown
+from robustfg.reporting import checks, detection, embedding, evidence, unknown
 from robustfg.reporting.embedding_figures import latent_picture, laws_and_reliability, shown_axes
 from robustfg.reporting.figures import accuracy_bars, gallery, shown_map, training_curves
-from robustfg.reporting.table import checks_line, rows_of
+from robustfg.reporting.table import rows_of
 
 
 def write_page(folder: Path) -> Path:
@@ -25,7 +25,7 @@ def write_page(folder: Path) -> Path:
         summary=summary,
         rows=rows_of(summary),
         interval=_interval,
-        checks_line=checks_line(summary["checks"]),
+        checks=checks,
         bars=accuracy_bars(summary),
         curves=training_curves(folder / "metrics.csv"),
         gallery=gallery(robustness / "gallery.npz", summary["classes"]),

@@ -1,6 +1,7 @@
 """What the page says about the feature space."""
 
 import numpy as np
+import pytest
 import torch
 from test_gaussianity import Claiming, classes, embeddings_of
 
@@ -25,8 +26,7 @@ def test_sentences_give_the_numbers_and_the_reduction(tmp_path):
     assert "Not tested" not in told
     assert f"{block['symmetry']['smallest_to_largest']:.2f}" in symmetry(block)
     assert f"{block['claimed']['mean_ratio']:.3g} times as large as claimed" in claimed(block)
-    (line,) = embedding_lines({"embedding": block})
-    assert line == " ".join((told, symmetry(block), claimed(block)))
+    assert embedding_lines({"embedding": block}) == [told, symmetry(block), claimed(block)]
 
 
 def test_what_cannot_be_told_is_left_out():
@@ -54,3 +54,20 @@ def test_the_picture_is_drawn_for_few_and_for_many_classes(tmp_path):
     )
     assert block["gaussian"] is block["claimed"] is None
     assert latent_picture(tmp_path / "many.npz", [str(k) for k in range(31)]).startswith("data:image/png")
+
+
+def test_what_chance_explains_is_unknown_with_one_sample_a_class():
+    told = {"variation": 0.55, "smallest_to_largest": 0.25}
+    assert "sampling alone would give 3.1 % of the squared distances" in symmetry({"symmetry": told | {"noise": 0.031}})
+    assert "cannot be told" in symmetry({"symmetry": told | {"noise": None}})
+    assert " 0.0 %" not in symmetry({"symmetry": told | {"noise": None}})
+
+
+@pytest.mark.parametrize(
+    ("ratio", "meaning"),
+    [(0.005, "much nearer to their means"), (0.3, "lie nearer to their"), (40.0, "much farther from their means")],
+)
+def test_a_ratio_far_from_one_says_what_it_means(ratio, meaning):
+    law = {"dimensions": 3, "ks": 1.0, "ks_chance": 0.1, "mean_ratio": ratio}
+    assert meaning in claimed({"claimed": law})
+    assert "features lie" not in claimed({"claimed": law | {"mean_ratio": 1.1}})

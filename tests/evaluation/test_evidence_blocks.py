@@ -229,7 +229,13 @@ def test_page_and_terminal_show_the_evidence(whole):
     assert f"Errors inside the genus: clean 0 of 2 (33.3 % by chance), worst case {genus['inside']} of" in text
     assert f"{found['attacked']['parts']['ratio']:.1f}× chance attacked" in text
     assert "dead maps 0 of 29 clean" in text
-    assert f"Latent space: {summary['separation']['separated']} of 4 classes" in text
+    assert f"{summary['separation']['separated']} of 4 classes are apart" in text
+    *_, before, verdict, where = text.rstrip().splitlines()
+    assert before == ""
+    assert verdict.startswith(f"Verdict: {summary['verdict']}.")
+    assert where.startswith("Page: ")
+    for heading in ("Errors by taxonomy", "Where the evidence lies", "Latent separation", "Feature space"):
+        assert f"\n\n{heading}" in "\n".join(line.rstrip() for line in text.splitlines())
     rho = summary["separation"]["attacks"]["pairs"]["rho"]
     for shown in (text, html):
         assert f"{rho:.2f} (p " in shown
