@@ -9,6 +9,7 @@ Row = tuple[str, ...]
 Summary = Mapping[str, Any]
 
 REGIONS = {"parts": "parts that tell the class", "object": "object", "box": "box", "keypoints": "keypoints"}
+NAMES = {"cam": "class-activation map"}
 POPULATIONS = {
     "clean": "clean, all",
     "before": "clean, those attacked",
@@ -98,7 +99,17 @@ def _attention_lines(summary: Summary) -> Iterator[str]:
             if before.get(region, {"n": 0})["n"] and after[region]["n"]
         ]
         dead = f"dead maps {before['dead']} of {before['n']} clean, {after['dead']} of {after['n']} attacked"
-        yield f"Map {name!r}: {'; '.join([*told, dead])}."
+        yield f"Map {titled(name)}: {'; '.join([*told, dead])}."
+
+
+def titled(name: str) -> str:
+    """A map's name, spelt out where it is short for something."""
+    return f"{name!r} ({NAMES[name]})" if name in NAMES else repr(name)
+
+
+def has_keypoints(summary: Summary) -> bool:
+    """Whether keypoints are known and were looked at."""
+    return any("keypoints" in parts for block in summary["attention"].values() for parts in block.values())
 
 
 def _separation_lines(summary: Summary) -> Iterator[str]:

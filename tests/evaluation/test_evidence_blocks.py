@@ -240,7 +240,7 @@ def test_page_and_terminal_show_the_evidence(whole):
     for shown in (text, html):
         assert f"{rho:.2f} (p " in shown
     headings = ("Errors by taxonomy", "Where the evidence lies", "Latent separation", "Feature space", "Calibration")
-    for heading in (*headings, "the map “attention”", "Fisher's two discriminant directions"):
+    for heading in (*headings, "under the map &#39;attention&#39;", "Fisher's two discriminant directions"):
         assert heading in html
     assert f"vary by {100 * summary['embedding']['symmetry']['variation']:.1f} %" in html
     ece = summary["calibration"]["worst_case"]["ece"]

@@ -1,12 +1,17 @@
 """What the page and the terminal say of checks and of classes that are apart."""
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
 from robustfg.evaluation.checks import CURVED, TOLERATED
 from robustfg.evaluation.statistics import exceeds
+from robustfg.provenance import repeatable
+from robustfg.reporting.broken import lay_map
 from robustfg.reporting.checks import TOLERANCE, checks_line, tolerance
-from robustfg.reporting.evidence import separated
+from robustfg.reporting.evidence import has_keypoints, separated, titled
+from robustfg.reporting.page import title_of
 
 
 def check(name, count, status="pass", n=128):
@@ -38,3 +43,34 @@ def test_classes_that_cannot_be_looked_at_are_counted(n, left_out):
 
 def test_no_class_is_said_to_be_apart_where_none_can_be_looked_at():
     assert "0 of 0" not in separated({"separated": 0, "n": 0, "classes": dict.fromkeys("abc")})
+
+
+@pytest.mark.parametrize("cells", [np.zeros((2, 2)), np.full((2, 2), np.nan), -np.ones((2, 2))])
+def test_a_dead_map_is_said_to_be_dead_and_hides_the_picture(cells):
+    axes = Figure().subplots()
+    lay_map(axes, cells, (4, 6))
+    assert [text.get_text() for text in axes.texts] == ["map is\ndead"]
+    assert axes.images[0].get_alpha() is None
+    alive = Figure().subplots()
+    lay_map(alive, np.eye(2), (4, 6))
+    assert not alive.texts
+
+
+def test_the_title_names_weights_and_suite():
+    told = {"data": "birds", "loss": "gm", "run": "r", "attacks": {"fgsm": {}, "pgd": {}}}
+    assert title_of(told) == "birds, gm: robustness of run r under attack=fgsm, pgd"
+    told |= {"checkpoint": "outputs/a/best.ckpt", "suite": "quick"}
+    assert title_of(told) == "birds, gm: robustness of outputs/a/best.ckpt under attack=quick"
+
+
+def test_a_command_is_recorded_as_it_can_be_repeated():
+    assert repeatable(["/home/me/robustfg/train.py", "loss=gm"]) == ["python", "-m", "robustfg.train", "loss=gm"]
+    for other in ([], ["/usr/bin/own-script", "a=1"], ["/home/me/study/train.py"]):
+        assert repeatable(other) == other
+
+
+def test_keypoints_and_short_names_of_maps_are_explained_where_they_are():
+    assert titled("cam") == "'cam' (class-activation map)"
+    assert titled("attention") == "'attention'"
+    assert has_keypoints({"attention": {"cam": {"clean": {"n": 3, "keypoints": {}}}}})
+    assert not has_keypoints({"attention": {"cam": {"clean": {"n": 3, "parts": {}}}}})
