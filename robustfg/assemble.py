@@ -152,6 +152,8 @@ def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessE
         **{key: names[key] for key in ("data", "model", "loss")},
         "seed": config["seed"],
         "privileged": privileged_of(data.source),
+        "suite": names.get("attack"),
+        "checkpoint": config.get("checkpoint"),
     }
     loading = ("batch_size", "eval_batch_size", "num_workers", "cache", "root", "download")
     head = (config["loss"] or {}).get("head")

@@ -26,7 +26,7 @@ register_schemas()
 def main(composed: DictConfig) -> float:
     """Composes the config and evaluates."""
     with told_plainly():
-        config = plain(composed) | {"names": chosen("data")}
+        config = plain(composed) | {"names": chosen("data", "attack")}
         refuse_sweep_with_ddp(config["trainer"])
         return evaluate(config, Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
 
@@ -87,7 +87,8 @@ def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
         )
     # The file's own weights follow; none are fetched first.
     model = stored["model"] | {"pretrained": False, "weights": None}
-    names = stored["names"] | ({} if data is not config["data"] else config["names"])
+    suite = {"attack": config["names"].get("attack")}
+    names = stored["names"] | suite | ({} if data is not config["data"] else config["names"])
     return (
         stored | config | {"data": data, "model": model, "loss": headed(stored["loss"], config["loss"]), "names": names}
     )

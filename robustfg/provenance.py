@@ -22,7 +22,7 @@ def provenance(
     """Everything needed to tell later where a number came from, as plain containers."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
+        "command": repeatable(command),
         "robustfg": __version__,
         "commit": _commit(),
         "python": sys.version.split()[0],
@@ -38,6 +38,17 @@ def provenance(
         "splits": splits,
         "init_from": init_from,
     }
+
+
+def repeatable(command: list[str]) -> list[str]:
+    """What was typed, as it can be typed again anywhere: a module's file is named as the module.
+
+    Args:
+        command: ``sys.argv``.
+    """
+    if not command or Path(command[0]).suffix != ".py" or Path(command[0]).parent.name != "robustfg":
+        return command
+    return ["python", "-m", f"robustfg.{Path(command[0]).stem}", *command[1:]]
 
 
 def _commit() -> str | None:

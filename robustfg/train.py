@@ -21,7 +21,7 @@ MONITORS = ("val/accuracy", "val/robust_accuracy")
 def main(composed: DictConfig) -> float | None:
     """Checks the composed config and trains."""
     with told_plainly():
-        config = plain(composed) | {"names": chosen("data", "loss", "model", "training")}
+        config = plain(composed) | {"names": chosen("data", "loss", "model", "training", "attack")}
         refuse_sweep_with_ddp(config["trainer"])
         return train(config, Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
 

@@ -238,19 +238,37 @@ def test_page_needs_no_network(trained):
     assert all(link.startswith("data:image/") for link in links.found)
 
 
+def dom_of(page, profile, *options):
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+             "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+    return subprocess.run(
+        ["chromium", *flags, *options, f"--user-data-dir={profile}", "--dump-dom", f"file://{page}"],
+        capture_output=True, text=True, check=True, timeout=120,
+    ).stdout  # fmt: skip
+
+
 @shares_a_run
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
 def test_page_is_rendered_by_a_browser(trained, tmp_path):
-    page = trained.folder / "robustness" / "report.html"
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update"]  # fmt: skip
-    dom = subprocess.run(
-        ["chromium", *flags, f"--user-data-dir={tmp_path}", "--dump-dom", f"file://{page}"],
-        capture_output=True, text=True, check=True, timeout=120,
-    ).stdout  # fmt: skip
+    dom = dom_of(trained.folder / "robustness" / "report.html", tmp_path)
     assert "worst case" in dom
     for correct, n in counts(trained.folder).values():
         assert f"{correct} / {n}" in dom
+
+
+MEASURE = """<script>
+const hidden = [...document.querySelectorAll("table, img")].filter(item => !item.closest(".scroll")).length;
+const wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+document.title = `outside ${hidden}, too wide ${wide}`;
+</script></body>"""
+
+
+@shares_a_run
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+def test_the_narrow_page_scrolls_inside_its_tables_and_figures_only(trained, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text((trained.folder / "robustness" / "report.html").read_text().replace("</body>", MEASURE))
+    assert "<title>outside 0, too wide 0</title>" in dom_of(page, tmp_path, "--window-size=400,800")
 
 
 @shares_a_run

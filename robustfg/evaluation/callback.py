@@ -224,6 +224,7 @@ class RobustnessEvaluation(pl.Callback):
             "schema": 1,
             **self.about,
             "classes": list(data.classes),
+            "genera": list(data.source.genera) if data.source.genera else None,
             "split": self.split,
             "ids_sha256": self.ids,
             "weights_sha256": self.weights,

@@ -1,6 +1,6 @@
 """The feature space and the calibration of a summary, in words and rows."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 Row = tuple[str, ...]
@@ -8,8 +8,20 @@ Summary = Mapping[str, Any]
 
 
 def embedding_lines(summary: Summary) -> list[str]:
-    """A line on the feature space and one on the calibration, for the terminal; none for what was not measured."""
-    return [*_embedding_lines(summary), *_calibration_lines(summary)]
+    """Lines on the feature space, for the terminal; none where it was not measured."""
+    found = summary.get("embedding")
+    return [line for line in (normality(found), symmetry(found), claimed(found)) if line] if found else []
+
+
+def calibration_lines(summary: Summary) -> list[str]:
+    """A line on the calibration, for the terminal; none where it was not measured."""
+    if not (found := summary.get("calibration")):
+        return []
+    clean, worst = found["clean"], found["worst_case"]
+    return [
+        f"Calibration error {100 * clean['ece']:.1f} % clean, {100 * worst['ece']:.1f} % worst case; mean "
+        f"confidence {100 * clean['confidence']:.1f} and {100 * worst['confidence']:.1f} %."
+    ]
 
 
 def normality(embedding: Mapping[str, Any]) -> str:
@@ -54,10 +66,15 @@ def symmetry(embedding: Mapping[str, Any]) -> str:
     """How evenly the means are spread, in a sentence; empty where it cannot be told."""
     if (found := embedding["symmetry"]) is None:
         return ""
-    return (
+    told = (
         f"Distances between class means vary by {100 * found['variation']:.1f} %, smallest to largest "
-        f"{found['smallest_to_largest']:.2f} (0 % and 1 if symmetric); chance explains {100 * found['noise']:.1f} % of "
-        "their squares."
+        f"{found['smallest_to_largest']:.2f} (0 % and 1 if symmetric)."
+    )
+    if found["noise"] is None:
+        return f"{told} How much of them is chance cannot be told: no two classes have two samples."
+    return (
+        f"{told} Were the true means all one, sampling alone would give {100 * found['noise']:.1f} % of the squared "
+        "distances found."
     )
 
 
@@ -67,8 +84,18 @@ def claimed(embedding: Mapping[str, Any]) -> str:
         return ""
     return (
         f"Squared distances to the class's own Gaussian, as the model claims it in {found['dimensions']} dimensions, "
-        f"{law(found)}; they are {found['mean_ratio']:.3g} times as large as claimed."
+        f"{law(found)}; they are {found['mean_ratio']:.3g} times as large as claimed"
+        f"{_meaning(found['mean_ratio'])}."
     )
+
+
+def _meaning(ratio: float) -> str:
+    """What it says of the features that their squared distances are ``ratio`` times as large as claimed."""
+    if 0.5 <= ratio <= 2:
+        return ""
+    much = "" if 0.1 <= ratio <= 10 else "much "
+    where = "nearer to" if ratio < 1 else "farther from"
+    return f": features lie {much}{where} their means than the covariance of the loss claims"
 
 
 def calibration_rows(summary: Summary) -> list[Row]:
@@ -82,17 +109,3 @@ def calibration_rows(summary: Summary) -> list[Row]:
          *(f"{found[key]:.3g}" for key in ("nll", "brier")))
         for name, found in inputs.items()
     ]  # fmt: skip
-
-
-def _embedding_lines(summary: Summary) -> Iterator[str]:
-    if found := summary.get("embedding"):
-        yield " ".join(text for text in (normality(found), symmetry(found), claimed(found)) if text)
-
-
-def _calibration_lines(summary: Summary) -> Iterator[str]:
-    if found := summary.get("calibration"):
-        clean, worst = found["clean"], found["worst_case"]
-        yield (
-            f"Calibration error {100 * clean['ece']:.1f} % clean, {100 * worst['ece']:.1f} % worst case; mean "
-            f"confidence {100 * clean['confidence']:.1f} and {100 * worst['confidence']:.1f} %."
-        )

@@ -1,42 +1,58 @@
 """Figures of the feature space and of the calibration, as data URIs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from robustfg.reporting.figures import ACCENT, BAD, INK, SOFT, data_uri
+from robustfg.reporting.marks import Mark, marks
 
 NAMED = 20
-"""Most classes that are named in the picture."""
-
-Curves = list[tuple[str, Mapping[str, Any], str]]
-"""Names, what they are drawn from, and colours."""
+"""Most classes, or else groups, that are named in the picture."""
+AXES = {"embedding": "dimension {} of the embedding", "discriminant": "discriminant direction {}"}
 
 
-def latent_picture(archive: Path, classes: Sequence[str]) -> str | None:
-    """Samples and class means in ``embedding.npz``; None without one."""
+def latent_picture(archive: Path, classes: Sequence[str], groups: Sequence[str] | None = None) -> str | None:
+    """Samples and class means in ``embedding.npz``; None without one.
+
+    Args:
+        archive: the file.
+        classes: their names.
+        groups: the genus of every class, where one is known: shown by colour, the class within it by shape.
+    """
     if not archive.is_file():
         return None
     content = np.load(archive)
     points, label, means = content["points"], content["label"], content["means"]
+    looks = marks(len(classes), groups)
     figure = Figure(figsize=(8, 5))
     axes = figure.subplots()
-    palette = colormaps["tab10" if len(classes) <= 10 else "tab20" if len(classes) <= NAMED else "turbo"]
-    shades = [palette(k if len(classes) <= NAMED else k / (len(classes) - 1)) for k in range(len(classes))]
     for k in np.unique(label):
-        own, name = points[label == k], classes[k] if len(classes) <= NAMED else None
-        axes.scatter(own[:, 0], own[:, 1], s=8, color=shades[k], alpha=0.6, linewidths=0, label=name)
-    axes.scatter(means[:, 0], means[:, 1], s=45, c=shades, edgecolors=INK, linewidths=0.9, zorder=3)
+        own, (x, y), (color, shape) = points[label == k], means[k], looks[k]
+        axes.scatter(own[:, 0], own[:, 1], s=26, marker=shape, color=color, alpha=0.55, linewidths=0)
+        axes.scatter(x, y, s=110, marker=shape, color=color, edgecolors=INK, linewidths=1.3, zorder=3)
     axes.set_aspect("equal", adjustable="datalim")
     axes.spines[["top", "right"]].set_visible(False)
+    title = AXES[str(content["axes"])]
+    axes.set(xlabel=title.format(1), ylabel=title.format(2))
     if len(classes) <= NAMED:
-        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
+        _legend(axes, dict(zip(classes, looks, strict=True)))
+    elif groups is not None and len(set(groups)) <= NAMED:
+        _legend(axes, {name: Mark(look.color, "o") for name, look in zip(groups, looks, strict=True)})
     return data_uri(figure, "png")
+
+
+def _legend(axes: Axes, looks: Mapping[str, Mark]) -> None:
+    handles = [
+        Line2D([], [], linestyle="", marker=look.shape, color=look.color, markersize=7, label=name)
+        for name, look in looks.items()
+    ]
+    axes.legend(handles=handles, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
 
 
 def shown_axes(archive: Path) -> str | None:
@@ -44,9 +60,9 @@ def shown_axes(archive: Path) -> str | None:
     return str(np.load(archive)["axes"]) if archive.is_file() else None
 
 
-def laws_and_reliability(summary: Mapping[str, Any]) -> str | None:
-    """Quantiles of squared distances against their law, and accuracy against confidence; None without either."""
-    embedding, calibration = summary.get("embedding") or {}, summary.get("calibration")
+def laws_picture(summary: Mapping[str, Any]) -> str | None:
+    """Quantiles of squared distances against their law; None where no law was compared."""
+    embedding = summary.get("embedding") or {}
     laws = [
         (name, found["qq"], color)
         for name, found, color in (
@@ -55,34 +71,34 @@ def laws_and_reliability(summary: Mapping[str, Any]) -> str | None:
         )
         if found
     ]
-    if not laws and not calibration:
+    if not laws:
         return None
-    panels: list[tuple[Callable[[Axes, Curves], None], Curves]] = [(_laws, laws)] if laws else []
-    panels += [(_reliability, _inputs(calibration))] if calibration else []
-    figure = Figure(figsize=(4 * len(panels), 3.2))
-    for axes, (draw, curves) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        draw(axes, curves)
-        axes.legend(frameon=False, fontsize=7)
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout()
-    return data_uri(figure, "svg")
-
-
-def _laws(axes: Axes, laws: Curves) -> None:
+    figure = Figure(figsize=(5, 3.6))
+    axes = figure.subplots()
     for name, qq, color in laws:  # over the law's largest shown quantile, so that both fit whatever their dimensions
         top = qq["expected"][-1]
-        axes.plot(np.array(qq["expected"]) / top, np.array(qq["found"]) / top, "o", ms=3, color=color, label=name)
-    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1)
-    axes.set(xlabel="expected of chi-square (top = 1)", ylabel="squared distance")
+        axes.plot(np.array(qq["expected"]) / top, np.array(qq["found"]) / top, "o", ms=4, color=color, label=name)
+    axes.set(xlabel="quantile expected of chi-square (largest = 1)", ylabel="quantile found")
+    return _against_diagonal(figure, axes, "as the law says")
 
 
-def _reliability(axes: Axes, inputs: Curves) -> None:
-    for name, part, color in inputs:
-        _, confidence, accuracy = np.array(part["reliability"]).T
-        axes.plot(confidence, accuracy, "o-", ms=3, linewidth=1, color=color, label=name)
-    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1)
-    axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="confidence", ylabel="accuracy")
+def reliability_picture(summary: Mapping[str, Any]) -> str | None:
+    """Accuracy against confidence; None where the calibration was not measured."""
+    calibration = summary.get("calibration")
+    if not calibration:
+        return None
+    figure = Figure(figsize=(5, 3.6))
+    axes = figure.subplots()
+    for name, key, color in (("clean", "clean", ACCENT), ("worst case", "worst_case", BAD)):
+        _, confidence, accuracy = np.array(calibration[key]["reliability"]).T
+        axes.plot(confidence, accuracy, "o-", ms=4, linewidth=1, color=color, label=name)
+    axes.set(xlim=(0, 1.02), ylim=(-0.02, 1.02), xlabel="mean confidence of a bin", ylabel="accuracy in it")
+    return _against_diagonal(figure, axes, "perfectly calibrated")
 
 
-def _inputs(calibration: Mapping[str, Any]) -> Curves:
-    return [("clean", calibration["clean"], ACCENT), ("worst case", calibration["worst_case"], BAD)]
+def _against_diagonal(figure: Figure, axes: Axes, name: str) -> str:
+    axes.plot([0, 1], [0, 1], color=SOFT, linewidth=1, linestyle="--", label=name)
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    return data_uri(figure, "svg")

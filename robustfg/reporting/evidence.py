@@ -3,12 +3,13 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from robustfg.reporting.embedding import embedding_lines
+from robustfg.reporting.embedding import calibration_lines, embedding_lines
 
 Row = tuple[str, ...]
 Summary = Mapping[str, Any]
 
 REGIONS = {"parts": "parts that tell the class", "object": "object", "box": "box", "keypoints": "keypoints"}
+NAMES = {"cam": "class-activation map"}
 POPULATIONS = {
     "clean": "clean, all",
     "before": "clean, those attacked",
@@ -17,10 +18,16 @@ POPULATIONS = {
 }
 
 
-def evidence_lines(summary: Summary) -> list[str]:
-    """A line on every block, for the terminal; none for blocks that were not measured."""
-    lines = [*_taxonomy_lines(summary), *_attention_lines(summary), *_separation_lines(summary)]
-    return [*lines, *embedding_lines(summary)]
+def evidence_lines(summary: Summary) -> dict[str, list[str]]:
+    """Lines on every block by its heading, for the terminal; blocks that were not measured are left out."""
+    told = {
+        "Errors by taxonomy": list(_taxonomy_lines(summary)),
+        "Where the evidence lies": list(_attention_lines(summary)),
+        "Latent separation": list(_separation_lines(summary)),
+        "Feature space": embedding_lines(summary),
+        "Calibration": calibration_lines(summary),
+    }
+    return {heading: lines for heading, lines in told.items() if lines}
 
 
 def taxonomy_rows(summary: Summary) -> list[Row]:
@@ -92,12 +99,35 @@ def _attention_lines(summary: Summary) -> Iterator[str]:
             if before.get(region, {"n": 0})["n"] and after[region]["n"]
         ]
         dead = f"dead maps {before['dead']} of {before['n']} clean, {after['dead']} of {after['n']} attacked"
-        yield f"Map {name!r}: {'; '.join([*told, dead])}."
+        yield f"Map {titled(name)}: {'; '.join([*told, dead])}."
+
+
+def titled(name: str) -> str:
+    """A map's name, spelt out where it is short for something."""
+    return f"{name!r} ({NAMES[name]})" if name in NAMES else repr(name)
+
+
+def has_keypoints(summary: Summary) -> bool:
+    """Whether keypoints are known and were looked at."""
+    return any("keypoints" in parts for block in summary["attention"].values() for parts in block.values())
 
 
 def _separation_lines(summary: Summary) -> Iterator[str]:
     if found := summary.get("separation"):
-        yield f"Latent space: {found['separated']} of {found['n']} classes apart from all others. {correlations(found)}"
+        yield separated(found)
+        yield correlations(found)
+
+
+def separated(separation: Mapping[str, Any]) -> str:
+    """How many classes are apart from all others, and how many could not be looked at, in sentences."""
+    n, left_out = separation["n"], len(separation["classes"]) - separation["n"]
+    without = f" {left_out} left out: fewer than two samples that differ." if left_out else ""
+    if not n:
+        return "Whether classes are apart cannot be told: none has two samples that differ."
+    return (
+        f"{separation['separated']} of {n} classes are apart from all others: a ball around the mean holds all samples "
+        f"of the class and no other.{without} More samples make that stricter."
+    )
 
 
 def correlations(separation: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 INK, ACCENT, SOFT, BAD = "#1d2433", "#1f5fa8", "#8b95a7", "#a8321f"
 
@@ -18,7 +17,7 @@ INK, ACCENT, SOFT, BAD = "#1d2433", "#1f5fa8", "#8b95a7", "#a8321f"
 def data_uri(figure: Figure, kind: str) -> str:
     """The figure as ``svg`` or ``png`` in a data URI."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=120, bbox_inches="tight")
+    figure.savefig(buffer, format=kind, dpi=120, bbox_inches="tight", transparent=True)
     mime = "image/svg+xml" if kind == "svg" else "image/png"
     return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
@@ -75,58 +74,3 @@ def _series(rows: Sequence[Mapping[str, str]], names: Sequence[str]) -> dict[str
         if by_epoch:
             series[name] = (list(by_epoch), [float(np.mean(values)) for values in by_epoch.values()])
     return series
-
-
-def gallery(archive: Path, classes: Sequence[str]) -> str | None:
-    """Clean, amplified perturbation and adversarial image of every sample in ``gallery.npz``; None without one.
-
-    Where the archive holds maps, the clean and the adversarial image are followed by themselves under their map.
-    """
-    if not archive.is_file():
-        return None
-    content = np.load(archive)
-    count, mapped = len(content["index"]), "map" in content
-    figure = Figure(figsize=(max(4.0, 1.25 * count), 7.2 if mapped else 4.4))
-    grid = figure.subplots(5 if mapped else 3, count, squeeze=False)
-    for item in range(count):
-        clean, delta = content["clean"][item], content["delta"][item]
-        amplified, adversarial = (
-            0.5 + 0.5 * delta / max(float(np.abs(delta).max()), 1e-12),
-            np.clip(clean + delta, 0, 1),
-        )
-        pictures = [clean, clean, amplified, adversarial, adversarial] if mapped else [clean, amplified, adversarial]
-        for axes, picture in zip(grid[:, item], pictures, strict=True):
-            axes.imshow(_picture(picture), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
-            axes.spines[:].set_visible(False)
-        for row, name in ((1, "clean_map"), (4, "attacked_map")) if mapped else ():
-            _overlay(grid[row, item], content[name][item], clean.shape[1:])
-        grid[0, item].set_title(_short(classes[content["label"][item]]), fontsize=7, color=INK)
-        grid[-1, item].set_xlabel(_short(classes[content["prediction"][item]]), fontsize=7, color=BAD)
-        grid[2 if mapped else 1, item].set_xlabel(str(content["attack"][item]), fontsize=7, color=SOFT)
-    figure.tight_layout(pad=0.4)
-    return data_uri(figure, "png")
-
-
-def shown_map(archive: Path) -> str | None:
-    """Name of the map in ``gallery.npz``; None without one."""
-    content = np.load(archive) if archive.is_file() else {}
-    return str(content["map"]) if "map" in content else None
-
-
-def _overlay(axes: Any, cells: NDArray[np.float32], size: tuple[int, int]) -> None:
-    """Lays a map ``(h, w)`` over the image of the given height and width; a dead one is left out."""
-    height, width = size
-    if np.isfinite(cells).all() and cells.max() > 0:
-        axes.imshow(
-            cells, cmap="inferno", alpha=0.6, vmin=0, interpolation="bilinear",
-            extent=(-0.5, width - 0.5, height - 0.5, -0.5),
-        )  # fmt: skip
-
-
-def _picture(image: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.clip(image.transpose(1, 2, 0), 0, 1)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 18 else name[:17] + "…"

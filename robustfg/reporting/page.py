@@ -1,16 +1,18 @@
 """report.html: one self-contained page about a run, from the files in its folder."""
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from robustfg.reporting import detection, embedding, evidence, unknown
-from robustfg.reporting.embedding_figures import latent_picture, laws_and_reliability, shown_axes
-from robustfg.reporting.figures import accuracy_bars, gallery, shown_map, training_curves
-from robustfg.reporting.table import checks_line, rows_of
+from robustfg.reporting import checks, detection, embedding, evidence, unknown
+from robustfg.reporting.broken import gallery, shown_map
+from robustfg.reporting.embedding_figures import latent_picture, laws_picture, reliability_picture, shown_axes
+from robustfg.reporting.figures import accuracy_bars, training_curves
+from robustfg.reporting.table import rows_of
 
 
 def write_page(folder: Path) -> Path:
@@ -21,20 +23,21 @@ def write_page(folder: Path) -> Path:
         loader=PackageLoader("robustfg.reporting", "."), autoescape=select_autoescape(default=True)
     )
     html = environment.get_template("page.html.jinja").render(
-        title=f"{summary['data']}, {summary['loss']}: robustness",
+        title=title_of(summary),
         summary=summary,
         rows=rows_of(summary),
         interval=_interval,
-        checks_line=checks_line(summary["checks"]),
+        checks=checks,
         bars=accuracy_bars(summary),
         curves=training_curves(folder / "metrics.csv"),
         gallery=gallery(robustness / "gallery.npz", summary["classes"]),
         shown_map=shown_map(robustness / "gallery.npz"),
         evidence=evidence,
         embedding=embedding,
-        latent_picture=latent_picture(robustness / "embedding.npz", summary["classes"]),
+        latent_picture=latent_picture(robustness / "embedding.npz", summary["classes"], summary.get("genera")),
         shown_axes=shown_axes(robustness / "embedding.npz"),
-        laws=laws_and_reliability(summary),
+        laws=laws_picture(summary),
+        reliability=reliability_picture(summary),
         detection=detection,
         unknown=unknown,
         joint_curves=detection.joint_curves(summary),
@@ -45,6 +48,13 @@ def write_page(folder: Path) -> Path:
     beside.write_text(html, encoding="utf-8")
     beside.replace(page)
     return page
+
+
+def title_of(summary: Mapping[str, Any]) -> str:
+    """Data and loss, which weights were evaluated, and under which attacks."""
+    weights = summary.get("checkpoint") or f"run {summary['run']}"
+    suite = summary.get("suite") or ", ".join(summary["attacks"])
+    return f"{summary['data']}, {summary['loss']}: robustness of {weights} under attack={suite}"
 
 
 def _interval(part: Mapping[str, Any]) -> str:
@@ -59,7 +69,7 @@ def _origin(folder: Path) -> list[tuple[str, str]]:
         return []
     origin = json.loads(path.read_text())
     return [
-        ("command", " ".join(origin["command"])),
+        ("command", shlex.join(origin["command"])),
         ("time", origin["time"]),
         ("robustfg", f"{origin['robustfg']}, commit {origin['commit'] or 'unknown'}"),
         ("packages", ", ".join(f"{name} {version}" for name, version in origin["packages"].items())),

@@ -1,6 +1,6 @@
 """The evaluation's result as a table on the terminal."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from robustfg.reporting import detection, unknown
+from robustfg.reporting.checks import checks_line, tolerance
 from robustfg.reporting.evidence import evidence_lines
 
 
@@ -45,7 +46,7 @@ def percent(part: Mapping[str, Any]) -> str:
 
 
 def print_summary(summary: Mapping[str, Any], page: Path, console: Console | None = None) -> None:
-    """Prints the table, the verdict with its checks, a line on every kind of evidence, and where the page lies."""
+    """Prints the table, what every kind of evidence says, the verdict with its checks, and where the page lies."""
     console = console or Console(width=100 if not Console().is_terminal else None)
     table = Table(
         title=f"{summary['data']}, {summary['loss']}: accuracy on the {summary['split']} split", title_justify="left"
@@ -60,14 +61,25 @@ def print_summary(summary: Mapping[str, Any], page: Path, console: Console | Non
     for row in rows_of(summary):
         table.add_row(*row, style="bold" if row[0] in ("clean", "worst case") else None)
     console.print(table)
-    console.print(f"Verdict: [bold]{summary['verdict']}[/bold]. {checks_line(summary['checks'])}")
-    for line in evidence_lines(summary):
-        console.print(line, markup=False)
+    for heading, lines in evidence_lines(summary).items():
+        print_part(heading, lines, console)
     if "detection" in summary:
+        console.print()
         print_detection(summary, console)
     if "unknown" in summary:
+        console.print()
         print_unknown(summary, console)
+    if tolerated := tolerance(summary["checks"]):
+        print_part("Checks", [tolerated], console)
+    console.print(f"\nVerdict: [bold]{summary['verdict']}[/bold]. {checks_line(summary['checks'])}")
     console.print(f"Page: {page}", soft_wrap=True)
+
+
+def print_part(heading: str, lines: Sequence[str], console: Console) -> None:
+    """Prints lines below a heading, and a blank line before it."""
+    console.print(f"\n[bold]{heading}[/bold]")
+    for line in lines:
+        console.print(line, markup=False)
 
 
 def print_detection(summary: Mapping[str, Any], console: Console) -> None:
@@ -92,12 +104,3 @@ def print_unknown(summary: Mapping[str, Any], console: Console) -> None:
         table.add_row(*row)
     console.print(table)
     console.print(unknown.NOTE, markup=False)
-
-
-def checks_line(checks: list[Mapping[str, Any]]) -> str:
-    """How many checks passed, and which did not."""
-    if not checks:
-        return "No checks were run."
-    passed = sum(check["status"] == "pass" for check in checks)
-    others = [f"{check['name']} {check['status']}" for check in checks if check["status"] != "pass"]
-    return f"{passed} of {len(checks)} checks passed" + (f"; {', '.join(others)}." if others else ".")

@@ -229,12 +229,18 @@ def test_page_and_terminal_show_the_evidence(whole):
     assert f"Errors inside the genus: clean 0 of 2 (33.3 % by chance), worst case {genus['inside']} of" in text
     assert f"{found['attacked']['parts']['ratio']:.1f}× chance attacked" in text
     assert "dead maps 0 of 29 clean" in text
-    assert f"Latent space: {summary['separation']['separated']} of 4 classes" in text
+    assert f"{summary['separation']['separated']} of 4 classes are apart" in text
+    *_, before, verdict, where = text.rstrip().splitlines()
+    assert before == ""
+    assert verdict.startswith(f"Verdict: {summary['verdict']}.")
+    assert where.startswith("Page: ")
+    for heading in ("Errors by taxonomy", "Where the evidence lies", "Latent separation", "Feature space"):
+        assert f"\n\n{heading}" in "\n".join(line.rstrip() for line in text.splitlines())
     rho = summary["separation"]["attacks"]["pairs"]["rho"]
     for shown in (text, html):
         assert f"{rho:.2f} (p " in shown
     headings = ("Errors by taxonomy", "Where the evidence lies", "Latent separation", "Feature space", "Calibration")
-    for heading in (*headings, "the map “attention”", "Fisher's two discriminant directions"):
+    for heading in (*headings, "under the map &#39;attention&#39;", "Fisher's two discriminant directions"):
         assert heading in html
     assert f"vary by {100 * summary['embedding']['symmetry']['variation']:.1f} %" in html
     ece = summary["calibration"]["worst_case"]["ece"]

@@ -159,6 +159,15 @@ def test_the_noise_of_means_that_coincide_explains_all_of_their_distance():
     assert symmetry_of(scatter_of(embeddings_of(apart, labels), 40))["noise"] < 1e-4
 
 
+def test_single_samples_do_not_tell_what_chance_explains():
+    points = np.array([[0.0], [2.0], [10.0], [14.0], [40.0]])
+    one_each = symmetry_of(scatter_of(embeddings_of(points, np.arange(5)), 5))
+    assert one_each["pairs"] == 10
+    assert one_each["noise"] is None
+    pairs = symmetry_of(scatter_of(embeddings_of(points, np.array([0, 0, 1, 1, 2])), 3))  # means 1, 12 and 40
+    assert pairs["noise"] == pytest.approx((2 / 2 + 8 / 2) / 11**2, rel=1e-5)  # variances 2 and 8, the third unknown
+
+
 class Claiming(torch.nn.Module):
     def __init__(self, means, variance):
         super().__init__()

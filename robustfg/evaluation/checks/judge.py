@@ -23,6 +23,8 @@ from robustfg.evaluation.statistics import exceeds
 
 TOLERATED = 0.01
 """Share of samples that may speak against an evaluation before a check fails; tested, not compared."""
+CURVED = 0.2
+"""The same for ``finite_difference``: where the margin bends, the gradient is right and predicts little."""
 SATURATED = 17.0
 """Logit gap from which the true class's term of the float32 cross-entropy gradient is 0."""
 INTEGRITY = {"budget", "eval_mode", "same_clean", "logits", "determinism"}
@@ -56,7 +58,7 @@ def judge(table: pa.Table, attacks: Mapping[str, Attack], facts: Facts) -> list[
         _probe(table, "determinism", DETERMINISM, "repeated forwards agree", TOLERATED),
         _dead_gradient(table),
         _saturation(table, attacks),
-        _probe(table, "finite_difference", FINITE_DIFFERENCE, "the gradient predicts how the margin changes", 0.2),
+        _probe(table, "finite_difference", FINITE_DIFFERENCE, "the gradient predicts how the margin changes", CURVED),
         _one_step(table, attacks),
         _probe(table, "unbounded", UNBOUNDED, "epsilon 0.5 from the clean image breaks every sample", TOLERATED),
         _reference(table, attacks),
