@@ -25,6 +25,7 @@ from robustfg.evaluation.detection import Detection
 from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.losses import Softmax
 from robustfg.models import PublishedBackbone
+from robustfg.option_names import NoOptionError
 from robustfg.reporting.csv_logger import MetricsCsv
 from robustfg.training import Phases
 from robustfg.training.callbacks import TrainingBar
@@ -204,9 +205,9 @@ def detection_of(config: Config, data: DataModule) -> Detection | None:
 
 def validation_of(config: Config, data: DataModule) -> list[pl.Callback]:
     """The look at robustness during training, where it chooses the checkpoint."""
+    make = build(config["evaluation"]["validation"] | {"_partial_": True}, "evaluation.validation")
     if config["monitor"] != "val/robust_accuracy":
         return []
-    make = build(config["evaluation"]["validation"] | {"_partial_": True}, "evaluation.validation")
     return [make(attacks=attacks_of(config, data.classes, data.source.genera))]
 
 
@@ -246,4 +247,7 @@ def _regime(node: Mapping[str, Any]) -> dict[str, Any]:
 
 def _named(suite: Mapping[str, Any]) -> dict[str, Any]:
     """Every attack's node with its name, which separates its random numbers from the others'."""
+    for name, node in suite.items():
+        if not isinstance(node, Mapping):
+            raise NoOptionError(f"attack.{name}")
     return {name: {"name": name, **node} for name, node in suite.items()}

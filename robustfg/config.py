@@ -1,21 +1,22 @@
 """Where conf/ lies, the root schema, and build(): the only place that instantiates what a config names."""
 
-import difflib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import CompactHydraException, InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_class, instantiate
+from hydra.utils import get_class, get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from robustfg.arguments import refuse_unfit
 from robustfg.errors import UserError
+from robustfg.option_names import NoOptionError, names_of
 
 _PACKAGE = Path(__file__).parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
@@ -114,9 +115,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
     schema = OmegaConf.get_type(config)
     known = {entry.name for entry in fields(schema)} if is_dataclass(schema) else set(config)
     for key in sorted(set(map(str, config)) - known):
-        close = difflib.get_close_matches(key, known, n=3)
-        hint = f"did you mean {', '.join(close)}?" if close else f"known are {', '.join(sorted(known - {'names'}))}"
-        raise UserError(f"unknown option {key}; {hint}")
+        raise NoOptionError(key, known)
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
@@ -149,7 +148,13 @@ def build(node: Mapping[str, Any], option: str, /, **arguments: Any) -> Any:
         node: plain containers with ``_target_``.
         option: the option's name, for messages.
         arguments: further plain arguments.
+
+    Raises:
+        UserError: where a constructor does not take what the node gives it.
     """
+    if not isinstance(node, Mapping):
+        raise NoOptionError(option)
+    _refuse_unfit_parts(node, option)
     try:
         return instantiate(dict(node), _convert_="all", **arguments)
     except InstantiationException as error:
@@ -161,6 +166,20 @@ def build(node: Mapping[str, Any], option: str, /, **arguments: Any) -> Any:
         if isinstance(cause, TypeError | ValueError | InstantiationException):
             raise UserError(f"{option}: {str(cause).splitlines()[0]}") from cause
         raise
+
+
+def _refuse_unfit_parts(node: Any, option: str) -> None:
+    """``refuse_unfit`` on a node and everything nested in it."""
+    parts = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in parts:
+        _refuse_unfit_parts(value, f"{option}.{key}")
+    if isinstance(node, Mapping) and "_target_" in node:
+        try:
+            target = get_object(node["_target_"])
+        except Exception:  # importing can fail in any way, and instantiating tells it
+            return
+        given = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
+        refuse_unfit(target, given, option)
 
 
 def refuse_untrusted_config(stored: Mapping[str, Any], trust: tuple[str, ...] = ()) -> None:
@@ -220,11 +239,17 @@ def refuse_sweep_with_ddp(trainer: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def told_plainly() -> Iterator[None]:
-    """Ends the command with a ``UserError``'s message and exit code 1, without traceback."""
+def told_plainly(config: DictConfig) -> Iterator[None]:
+    """Ends the command with a ``UserError``'s message and exit code 1, without traceback.
+
+    Args:
+        config: as composed, where options with similar names are looked for.
+    """
     try:
         yield
     except UserError as error:
+        if isinstance(error, NoOptionError):
+            error = error.among(names_of(cast(dict[str, Any], OmegaConf.to_container(config))))
         message = str(error)
         if "DataLoader worker process" in message:  # a worker's error carries its traceback as text
             message = message.rsplit("UserError: ", 1)[-1].strip()

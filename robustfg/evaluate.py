@@ -18,14 +18,21 @@ from robustfg.config import (
     told_plainly,
 )
 from robustfg.errors import UserError
+from robustfg.mistakes import mistakes_told
 
 register_schemas()
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
-def main(composed: DictConfig) -> float:
+def main() -> None:
     """Composes the config and evaluates."""
-    with told_plainly():
+    with mistakes_told("evaluate"):
+        evaluate_composed()
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
+def evaluate_composed(composed: DictConfig) -> float:
+    """Checks the composed config and evaluates."""
+    with told_plainly(composed):
         config = plain(composed) | {"names": chosen("data", "attack")}
         refuse_sweep_with_ddp(config["trainer"])
         return evaluate(config, Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
@@ -83,7 +90,8 @@ def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
         data = merged(stored["data"], data)
     if data["image_size"] != stored["model"]["image_size"]:
         raise UserError(
-            f"data.image_size={data['image_size']}, but the checkpoint was trained on {stored['model']['image_size']}"
+            f"data.image_size={data['image_size']}, but the checkpoint was trained on "
+            f"{stored['model']['image_size']}; add data.image_size={stored['model']['image_size']}"
         )
     # The file's own weights follow; none are fetched first.
     model = stored["model"] | {"pretrained": False, "weights": None}

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 
 from robustfg.config import CONF, build, plain, refuse_untrusted, register_schemas, told_plainly
 from robustfg.errors import UserError
+from robustfg.mistakes import mistakes_told
 
 if TYPE_CHECKING:
     from robustfg.checkpoint import Checkpoint
@@ -43,11 +44,12 @@ def main() -> None:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
     def composed(config: DictConfig) -> None:
-        with told_plainly():
+        with told_plainly(config):
             given = plain(config)
             raise SystemExit(predict(given, [*given["images"], *paths]))
 
-    composed()
+    with mistakes_told("predict"):
+        composed()
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, register_schemas, told_plainly
 from robustfg.errors import UserError
+from robustfg.mistakes import mistakes_told
 
 register_schemas()
 
@@ -17,10 +18,16 @@ MONITORS = ("val/accuracy", "val/robust_accuracy")
 """What may choose best.ckpt; the larger the better."""
 
 
+def main() -> None:
+    """Composes the config and trains."""
+    with mistakes_told("train"):
+        train_composed()
+
+
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
-def main(composed: DictConfig) -> float | None:
+def train_composed(composed: DictConfig) -> float | None:
     """Checks the composed config and trains."""
-    with told_plainly():
+    with told_plainly(composed):
         config = plain(composed) | {"names": chosen("data", "loss", "model", "training", "attack")}
         refuse_sweep_with_ddp(config["trainer"])
         return train(config, Path(HydraConfig.get().runtime.output_dir), command=sys.argv)

@@ -1,0 +1,166 @@
+"""Options that cannot be: one plain line that names the option, exit status 1, no traceback."""
+
+import subprocess
+import sys
+
+import pytest
+from commands import QUIET, config_of
+from hydra.utils import get_object
+
+from robustfg.arguments import refuse_unfit
+from robustfg.config import CONF, build
+from robustfg.errors import UserError
+from robustfg.option_names import NoOptionError, closest, names_of
+
+
+def line(command, *words):
+    """The one line on stderr of a command that fails."""
+    done = subprocess.run(
+        [sys.executable, "-m", f"robustfg.{command}", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("robustfg: ")
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.stderr.removeprefix("robustfg: ").removesuffix("\n")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("command", "words", "told"),
+    [
+        ("train", ["los=gm"], "no option los; did you mean loss?"),
+        ("train", ["+los=gm"], "no option los; did you mean loss?"),
+        ("train", ["-m", "los=gm,softmax"], "no option los; did you mean loss?"),
+        ("train", ["trainer.max_epoch=1"], "no option trainer.max_epoch; did you mean trainer.max_epochs?"),
+        ("train", ["loss=gm", "loss.margn=1"], "no option loss.margn; did you mean loss.margin?"),
+        ("evaluate", ["atack=pgd"], "no option atack; did you mean attack?"),
+        ("predict", ["tpo=3", "a.png"], "no option tpo; did you mean to or top?"),
+        ("predict", ["top=three", "a.png"], "top: Value 'three' of type 'str' could not be converted to Integer"),
+        ("train", ["loss=[gm"], "cannot read the option loss=[gm: no viable alternative at input '[gm'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_an_option_that_does_not_exist_is_told_with_what_was_meant(command, words, told):
+    assert line(command, *words) == told
+
+
+@pytest.mark.process
+def test_a_key_that_no_constructor_takes_is_told_where_it_is_one(tmp_path):
+    told = line("train", "data=digits", "loss=gm", "+evaluation.max_test_samples=96", f"output={tmp_path}", QUIET)
+    assert told == "no option evaluation.max_test_samples; did you mean data.max_test_samples?"
+
+
+@pytest.mark.process
+def test_values_of_the_wrong_kind_are_told_before_anything_is_trained(tmp_path):
+    told = line("train", "data=digits", "trainer.max_epochs=two", f"output={tmp_path}", QUIET)
+    assert told == "trainer.max_epochs must be a whole number or null, got two"
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["attack=pdg"], "no attack=pdg; closest are pgd, "),
+        (["loss=gmm"], "no loss=gmm; closest are gm, "),
+        (["loss=mcat"], "no loss=mcat; experiment=mcat and training=mcat exist\n"),
+        (["detector=magic"], "no detector=magic; closest are "),
+    ],
+)
+def test_a_choice_that_a_group_does_not_have_is_told_with_those_it_has(words, told):
+    found = line("train", *words)
+    assert found.startswith(told)
+    first, *paragraph = found.splitlines()
+    group = words[0].partition("=")[0]
+    listed = " ".join(paragraph).removeprefix(f"{group}: ").split(", ")
+    assert listed == sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    assert max(map(len, paragraph)) <= 100
+    assert "exist" in first or len(first.split(", ")) == 3
+
+
+WHOLE = {"data": {"max_test_samples": 1, "batch_size": 2}, "loss": {"margin": 1, "_target_": "x"}, "seed": 0}
+
+
+def test_names_of_options_are_told_with_the_parts_that_hold_them():
+    assert list(names_of(WHOLE)) == ["data", "data.max_test_samples", "data.batch_size", "loss", "loss.margin", "seed"]
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("evaluation.max_test_samples", ["data.max_test_samples"]),
+        ("los", ["loss"]),
+        ("loss.margni", ["loss.margin"]),
+        ("data", []),  # not itself, nor what it holds
+        ("zebra", []),
+    ],
+)
+def test_what_was_meant_is_the_same_last_part_or_a_like_name(option, meant):
+    assert closest(option, names_of(WHOLE)) == meant
+
+
+def test_where_nothing_is_alike_the_options_beside_it_are_named():
+    error = NoOptionError("data.zebra", names_of(WHOLE))
+    assert str(error) == "no option data.zebra; there are data.batch_size, data.max_test_samples"
+    assert str(NoOptionError("data.zebra").among(names_of(WHOLE))) == str(error)
+
+
+@pytest.mark.parametrize("node", [{"_target_": "robustfg.losses.Softmax", "typo": 1}, 3])
+def test_what_cannot_be_built_is_told_as_an_option_that_does_not_exist(node):
+    with pytest.raises(UserError, match=r"^no option loss"):
+        build(node, "loss", channels=4, num_classes=3)
+
+
+def test_an_unknown_key_deep_inside_a_node_is_told_by_its_whole_name():
+    node = config_of("train", "attack=pgd")["attack"]["pgd"]
+    node["threat"]["epsilonn"] = 1
+    with pytest.raises(
+        UserError, match=r"^no option attack.pgd.threat.epsilonn; did you mean attack.pgd.threat.epsilon"
+    ):
+        build(node, "attack.pgd", name="pgd")
+
+
+def test_an_attack_that_is_no_node_is_told(tmp_path):
+    from robustfg.assemble import attacks_of
+
+    with pytest.raises(UserError, match=r"^no option attack.typo"):
+        attacks_of(config_of("train", "+attack.typo=3"), ("a", "b"))
+
+
+def example(count: int, rate: float = 1.0, share: float | None = None, sure: bool = True, radius: float | str = 1):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"count": "two"}, "x.count must be a whole number, got two"),
+        ({"count": 2.5}, "x.count must be a whole number, got 2.5"),
+        ({"count": None}, "x.count must be a whole number, got null"),
+        ({"rate": "fast"}, "x.rate must be a number, got fast"),
+        ({"share": "half"}, "x.share must be a number or null, got half"),
+        ({"sure": "perhaps"}, "x.sure must be true or false, got perhaps"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_told(given, told):
+    with pytest.raises(UserError) as error:
+        refuse_unfit(example, given, "x")
+    assert str(error.value) == told
+
+
+@pytest.mark.parametrize(
+    "given", [{"count": 3.0}, {"rate": 1}, {"share": None}, {"sure": False}, {"radius": "8/255"}, {"radius": [1]}]
+)
+def test_a_value_that_can_be_used_or_is_not_a_number_alone_is_let_through(given):
+    refuse_unfit(example, given, "x")
+
+
+def test_arguments_of_lightnings_trainer_are_known():
+    trainer = get_object("pytorch_lightning.Trainer")
+    refuse_unfit(
+        trainer, {"max_epochs": 3, "precision": "16-mixed", "devices": "auto", "limit_train_batches": 0.5}, "t"
+    )
+    with pytest.raises(UserError, match="t.max_epochs must be a whole number or null, got two"):
+        refuse_unfit(trainer, {"max_epochs": "two"}, "t")
+    with pytest.raises(UserError, match="no option t.max_epoch; did you mean t.max_epochs"):
+        refuse_unfit(trainer, {"max_epoch": 2}, "t")
