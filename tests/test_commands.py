@@ -252,6 +252,8 @@ def dom_of(page, profile, *options):
 def test_page_is_rendered_by_a_browser(trained, tmp_path):
     dom = dom_of(trained.folder / "robustness" / "report.html", tmp_path)
     assert "worst case" in dom
+    assert "robustness of run a under attack=quick" in dom
+    assert "python -m robustfg.train " in dom
     for correct, n in counts(trained.folder).values():
         assert f"{correct} / {n}" in dom
 
