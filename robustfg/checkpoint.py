@@ -27,6 +27,7 @@ class Checkpoint:
         config: of the run that wrote it.
         classes: names of the classes, in order.
         state: the weights by name.
+        epochs: how many whole epochs they were trained for.
     """
 
     path: Path
@@ -34,18 +35,22 @@ class Checkpoint:
     config: dict[str, Any]
     classes: tuple[str, ...]
     state: dict[str, Tensor]
+    epochs: int = 0
 
     @classmethod
     def read(cls, path: str | Path, option: str = "checkpoint") -> "Checkpoint":
         """Reads a file with ``weights_only=True``.
 
         Raises:
-            UserError: if it is missing, truncated, not ours, or holds anything but plain data.
+            UserError: if it is missing, a folder, truncated, not ours, or holds anything but plain data.
         """
         path = Path(path).expanduser()
+        if path.is_dir():
+            best = path / "checkpoints" / "best.ckpt"
+            raise UserError(f"{option}={path} is a folder; give {f'{option}={best}' if best.is_file() else 'a file'}")
         if not path.is_file():
             raise UserError(f"{option}={path}: no such file")
-        content = read_plain(path, f"{option}={path}")
+        content = read_plain(path, f"{option}={path}", "checkpoint")
         ours = content.get("robustfg") if isinstance(content, dict) else None
         if not (
             isinstance(ours, dict)
@@ -55,7 +60,7 @@ class Checkpoint:
             and ours["config"].keys() >= set(PARTS)
         ):
             raise UserError(f"{option}={path} was not written by robustfg.train")
-        return cls(path, option, ours["config"], tuple(ours["classes"]), content["state_dict"])
+        return cls(path, option, ours["config"], tuple(ours["classes"]), content["state_dict"], _epochs(content))
 
     def load_into(self, module: nn.Module) -> None:
         """Copies the weights into a module of the same architecture. Raises ``UserError`` if it is another.
@@ -85,6 +90,14 @@ class Checkpoint:
                 f"data has {len(classes)} classes and {self.option}={self.path} was trained on {len(self.classes)}"
                 f"{detail}; choose the data it was trained on"
             )
+
+
+def _epochs(content: dict[str, Any]) -> int:
+    """What Lightning's loops have counted; 0 where there is none of it."""
+    try:
+        return int(content["loops"]["fit_loop"]["epoch_progress"]["current"]["processed"])
+    except (KeyError, TypeError):
+        return 0
 
 
 def _listed(names: set[str]) -> str:

@@ -62,6 +62,7 @@ class Classifier(pl.LightningModule):
         self.backbone, self.loss = backbone, loss
         self.regime, self.optimizer, self.schedule = regime or Standard(), optimizer, schedule or Constant()
         self.phases, self.seed, self.stored = phases, seed, stored or {}
+        self.regime.refuse_loss(loss)
         if phases is not None:
             phases.refuse_unknown(loss)
         self.val_accuracy = MulticlassAccuracy(num_classes, average="micro")

@@ -9,17 +9,25 @@ import torch
 
 from robustfg.errors import UserError
 
+STARTS = (b"PK", b"\x80")
+"""How files of ``torch.save`` begin: as a zip archive, and before torch 1.6 as a pickle."""
 
-def read_plain(path: Path, named: str) -> Any:
+
+def read_plain(path: Path, named: str, kind: str) -> Any:
     """What ``torch.save`` wrote, on the CPU, if it holds tensors and plain containers only.
 
     Args:
         path: an existing file.
         named: how messages call it, such as ``checkpoint=outputs/…/best.ckpt``.
+        kind: what it should be, such as ``checkpoint``.
 
     Raises:
-        UserError: if it is damaged, truncated, or holds anything else.
+        UserError: if it is something else altogether, damaged, truncated, or holds anything else.
     """
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start and not start.startswith(STARTS):
+        raise UserError(f"{named} is no {kind}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -28,8 +28,12 @@ VALUED = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-na
 """Hydra's flags that a value follows."""
 
 ADVICE = (
-    "Run robustfg.evaluate checkpoint=… detector=likelihood, and give its file as detectors=…/robustness/detectors.pt"
+    "Run robustfg.evaluate checkpoint=… detector=likelihood, and give its folder: detectors=outputs/evaluations/RUN"
 )
+
+
+KEPT = Path("robustness", "detectors.pt")
+"""Where an evaluation with detectors keeps them, below its folder."""
 
 
 def main() -> None:
@@ -135,7 +139,8 @@ def load(
 
     Args:
         checkpoint: best.ckpt or last.ckpt of a run.
-        detectors: file that an evaluation with detectors wrote; None for the one in the checkpoint's run, if any.
+        detectors: file that an evaluation with detectors wrote, or its folder; None for the one in the checkpoint's
+            run, if any.
         fpr: share of unattacked images of the known classes that may be rejected, by every detector.
         top: how many classes a row names.
         trust: packages besides robustfg whose classes the checkpoint may name.
@@ -193,7 +198,7 @@ def fitted_of(
         return build(node, option)
 
     run_folder = checkpoint.path.absolute().parent.parent
-    path = run_folder / "robustness" / "detectors.pt" if given is None else Path(given).expanduser()
+    path = run_folder / KEPT if given is None else given_file(Path(given).expanduser())
     if given is None and not path.exists():
         say(f"no thresholds, since there is no {path}: nothing is accepted or rejected. {ADVICE}")
         return None
@@ -206,6 +211,18 @@ def fitted_of(
         say(f"no thresholds: {told}. {ADVICE}")
         return None
     return fitted
+
+
+def given_file(place: Path) -> Path:
+    """The file of detectors that was given itself, or by the folder of a run or evaluation, or by its robustness/."""
+    if not place.is_dir():
+        if not place.exists():
+            raise UserError(f"detectors={place}: no such file or folder; evaluations lie under outputs/evaluations")
+        return place
+    for path in (place / KEPT, place / KEPT.name):
+        if path.is_file():
+            return path
+    raise UserError(f"detectors={place} holds no {KEPT.name}; evaluations lie under outputs/evaluations. {ADVICE}")
 
 
 def say(text: str) -> None:

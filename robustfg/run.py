@@ -68,6 +68,18 @@ def refuse_another_runs_folder(config: Mapping[str, Any], folder: Path) -> None:
             )
 
 
+def refuse_fewer_epochs(config: Mapping[str, Any], trainer: pl.Trainer, last: Path) -> None:
+    """A continued run cannot end before the epoch that it has come to."""
+    if not last.exists() or trainer.max_epochs is None:
+        return
+    done = Checkpoint.read(last, f"run_name={config['run_name']}: the checkpoint to continue from").epochs
+    if 0 <= trainer.max_epochs < done:
+        raise UserError(
+            f"run_name={config['run_name']} has been trained for {done} epochs; set trainer.max_epochs >= {done}, or "
+            "another run_name"
+        )
+
+
 def _essence(part: Any) -> Any:
     """A part of the config without what may change from machine to machine."""
     return {k: _essence(v) for k, v in part.items() if k not in MACHINE} if isinstance(part, dict) else part

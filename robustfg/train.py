@@ -61,6 +61,7 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     callbacks = [evaluation, *validation, *assemble.callbacks_of(config), SaveOnInterrupt(last)]
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
+        run.refuse_fewer_epochs(config, trainer, last)
         run.write_origin(config, folder, data, command, trainer.loggers, init_from=init_from)
         run.fit(trainer, classifier, data, last)
         if config["test"]:

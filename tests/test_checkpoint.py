@@ -51,6 +51,28 @@ def test_truncated_checkpoints_are_refused(tmp_path, keep):
         Checkpoint.read(path)
 
 
+def test_a_folder_is_told_with_the_checkpoint_in_it(tmp_path):
+    with pytest.raises(UserError, match=r"^checkpoint=.* is a folder; give a file$"):
+        Checkpoint.read(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    best = write(tmp_path / "checkpoints" / "best.ckpt")
+    with pytest.raises(UserError, match=rf"^init_from={tmp_path} is a folder; give init_from={best}$"):
+        Checkpoint.read(tmp_path, "init_from")
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n", b"\xff\xd8\xff", b"some text"])
+def test_what_torch_cannot_have_written_is_no_checkpoint(tmp_path, content):
+    (tmp_path / "x").write_bytes(content)
+    with pytest.raises(UserError, match=r"^checkpoint=.*x is no checkpoint$"):
+        Checkpoint.read(tmp_path / "x")
+
+
+def test_a_checkpoint_tells_how_long_it_was_trained(tmp_path):
+    loops = {"fit_loop": {"epoch_progress": {"current": {"processed": 6}}}}
+    assert Checkpoint.read(write(tmp_path / "c.ckpt", loops=loops)).epochs == 6
+    assert Checkpoint.read(write(tmp_path / "d.ckpt")).epochs == 0
+
+
 def test_missing_and_foreign_files_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
         Checkpoint.read(tmp_path / "none.ckpt")

@@ -332,7 +332,8 @@ def test_an_interrupted_training_leaves_a_checkpoint_that_can_be_continued(tmp_p
     finished(process)
     assert process.returncode == code, process.errors
     assert torch.load(last, weights_only=True)["global_step"] > before
-    done = run("train", *LONG, "trainer.max_epochs=1", "run_name=i", f"output={tmp_path}")
+    epochs = Checkpoint.read(last).epochs + 1
+    done = run("train", *LONG, f"trainer.max_epochs={epochs}", "run_name=i", f"output={tmp_path}")
     assert done.returncode == 0, done.errors
 
 

@@ -1,5 +1,9 @@
 """What bad input gets: one message that names the option or the file."""
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +11,7 @@ from commands import config_of, run
 from PIL import Image
 
 from robustfg.checkpoint import Checkpoint
+from robustfg.config import CONF, build
 from robustfg.errors import UserError
 from robustfg.evaluate import evaluate
 from robustfg.train import train
@@ -41,6 +46,9 @@ QUICK = (
         (["seed=-1"], r"seed must be in \[0, 2\^32\), got -1"),
         (["trainer.max_epochs=-1"], r"trainer.max_epochs must be >= 1"),
         (["evaluation.split=tset"], r"evaluation.split must be test or val, got tset"),
+        (["training=mcat"], r"training=mcat needs a loss that decides by distance"),
+        (["training=mcat", "loss=maxsep"], r"training=mcat needs a loss that decides by distance"),
+        (["loss=gm", "loss.embedding_dim=0"], r"loss.embedding_dim must be >= 1 or null, got 0"),
         (["+attack.clean.steps=1"], r"attack.clean: choose another name"),
         (["optimizer.lr=1e30", "trainer.limit_train_batches=null", "trainer.max_epochs=3"], r"loss is not finite"),
     ],
@@ -49,6 +57,48 @@ QUICK = (
 def test_user_mistakes_are_named(tmp_path, overrides, message):
     with pytest.raises(UserError, match=message):
         train(config_of("train", *QUICK, *overrides), tmp_path, command=[])
+
+
+def test_a_run_cannot_be_continued_with_fewer_epochs_than_it_has_had(tmp_path):
+    train(config_of("train", *QUICK, "trainer.max_epochs=3", "test=false"), tmp_path, command=[])
+    written = (tmp_path / "config.yaml").read_text()
+    for epochs in (1, 2):
+        with pytest.raises(
+            UserError, match="run_name=r has been trained for 3 epochs; set trainer.max_epochs >= 3, or"
+        ):
+            train(config_of("train", *QUICK, f"trainer.max_epochs={epochs}"), tmp_path, command=[])
+    assert (tmp_path / "config.yaml").read_text() == written
+    train(config_of("train", *QUICK, "trainer.max_epochs=3", "test=false"), tmp_path, command=[])
+
+
+def test_a_regime_that_cannot_train_the_loss_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match="training=mcat needs a loss"):
+        train(config_of("train", "training=mcat", "data=digits"), tmp_path / "run", command=[])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.process
+def test_a_message_that_ends_training_begins_on_a_line_of_its_own(tmp_path):
+    words = ("experiment=smoke", "optimizer.lr=1e30", "trainer.max_epochs=3", f"output={tmp_path}")
+    done = subprocess.run(
+        [sys.executable, "-m", "robustfg.train", *words], check=False, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Epoch 0" in done.stdout  # the bar was shown
+    assert "\nrobustfg: training stopped in epoch" in done.stdout
+
+
+WITH_EMBEDDING = sorted(path.stem for path in (CONF / "loss").glob("*.yaml") if "\nembedding_dim:" in path.read_text())
+
+
+@pytest.mark.parametrize("loss", [*WITH_EMBEDDING, "gm_class_means"])
+@pytest.mark.parametrize("dim", [0, -1])
+def test_an_embedding_without_dimensions_is_refused_by_every_loss(loss, dim):
+    node = config_of("train", f"loss={loss}", f"loss.embedding_dim={dim}")["loss"] | {"phases": None}
+    del node["phases"]
+    with pytest.raises(UserError, match=rf"loss.embedding_dim must be >= 1 or null, got {dim}"):
+        build(node, "loss", channels=4, num_classes=3)
 
 
 def test_options_of_a_source_are_named(tmp_path):

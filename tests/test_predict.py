@@ -24,7 +24,7 @@ from robustfg.detectors.fitted import Fitted
 from robustfg.errors import UserError
 from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.predict import ADVICE, load, predict, split
-from robustfg.prediction import Predictor, Row, images_in
+from robustfg.prediction import Predictor, Row, Tally, images_in
 from robustfg.train import train
 from robustfg.types import Output
 
@@ -168,7 +168,7 @@ def test_bad_files_get_rows_with_errors_and_the_rest_go_on(checkpoint, mixed, fo
     errors = {Path(row["image"]).name: row["error"] for row in rows}
     assert "truncated" in errors["b.png"]
     assert "more than 8 bits" in errors["f.png"]
-    assert "No such file" in errors["g.png"]
+    assert errors["g.png"] == "no such file"
     assert "folder without images" in errors["h"]
     assert "3 images classified, 6 failed" in done.stderr
     assert "Traceback" not in done.stderr
@@ -244,7 +244,7 @@ def test_what_cannot_begin_is_told_in_one_line(checkpoint, tree):
         ("num_workers=-1", r"num_workers must be >= 0, got -1"),
         ("device=abacus", r"device=abacus: "),
         ("to=/nowhere/rows.csv", r"to=/nowhere/rows.csv: No such file or directory"),
-        ("detectors=/nowhere.pt", r"/nowhere.pt"),
+        ("detectors=/nowhere.pt", r"detectors=/nowhere.pt: no such file or folder; evaluations lie under outputs/eval"),
         ("checkpoint=/nowhere.ckpt", r"checkpoint=/nowhere.ckpt: no such file"),
     ],
 )
@@ -338,6 +338,30 @@ def test_fitted_detectors_judge_every_image_at_the_chosen_rate(checkpoint, tree,
     assert 0 < rejected < 18
     assert f"18 images classified, 0 failed; bright rejects {rejected}" in errors
     assert "thresholds" not in errors
+
+
+@pytest.mark.parametrize("given", ["", "robustness", "robustness/detectors.pt"])
+def test_detectors_are_given_by_their_file_or_its_folders(checkpoint, tmp_path, given):
+    fitted_for(checkpoint, tmp_path / "robustness" / "detectors.pt")
+    assert "bright" in load(checkpoint, detectors=tmp_path / given, trust=["test_predict"]).thresholds
+
+
+def test_a_folder_without_detectors_is_told(checkpoint, tmp_path):
+    with pytest.raises(UserError, match=r"detectors=.* holds no detectors.pt; evaluations lie under outputs/eval"):
+        load(checkpoint, detectors=tmp_path)
+
+
+def test_an_image_is_no_checkpoint(tmp_path):
+    with pytest.raises(UserError, match=r"^checkpoint=.*photo.png is no checkpoint$"):
+        load(photo(tmp_path / "photo.png", 1))
+
+
+def test_one_image_is_told_as_one():
+    tally = Tally()
+    tally.count(Row("a.png"))
+    assert tally.summary() == "1 image classified, 0 failed"
+    tally.count(Row("b.png"))
+    assert tally.summary() == "2 images classified, 0 failed"
 
 
 def test_a_rate_at_which_the_calibration_cannot_reject_anything_is_refused(checkpoint, tmp_path):

@@ -90,7 +90,7 @@ def _on_cpu(detector: Detector) -> dict[str, Tensor]:
 def _content(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"there are no fitted detectors at {path}; evaluate with detector=… first")
-    content = read_plain(path, str(path))
+    content = read_plain(path, str(path), "file of fitted detectors")
     parts = ("nodes", "states", "calibration", "about")
     ours = isinstance(content, dict) and all(isinstance(content.get(part), dict) for part in parts)
     if not ours or content.get("robustfg_detectors") != VERSION:

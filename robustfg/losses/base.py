@@ -103,8 +103,10 @@ class Embedding(nn.Module):
 
     def __init__(self, channels: int, dim: int | None) -> None:
         super().__init__()
-        self.dim = dim or channels
-        self.project = nn.Linear(channels, dim) if dim else nn.Identity()
+        if dim is not None and dim < 1:
+            raise UserError(f"loss.embedding_dim must be >= 1 or null, got {dim}")
+        self.dim = channels if dim is None else dim
+        self.project = nn.Identity() if dim is None else nn.Linear(channels, dim)
 
     def forward(self, feature_map: Tensor) -> Tensor:
         embedding: Tensor = self.project(feature_map.mean(dim=(2, 3)))

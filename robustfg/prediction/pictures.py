@@ -46,7 +46,11 @@ class Pictures(Dataset[Picture]):
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it has none."""
+    """What is wrong in a few words: the system's, the first line of the message, or the kind where there is none."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 

@@ -30,4 +30,6 @@ class Tally:
     def summary(self) -> str:
         """One line on how many images were classified, failed and were rejected."""
         rejected = [f"; {name} rejects {self.rejected[name]:,}" for name in self.judged]
-        return f"{self.images - self.failed:,} images classified, {self.failed:,} failed{''.join(rejected)}"
+        classified = self.images - self.failed
+        images = "1 image" if classified == 1 else f"{classified:,} images"
+        return f"{images} classified, {self.failed:,} failed{''.join(rejected)}"

@@ -40,6 +40,9 @@ class WeightPerturbation(Regime):
         self.regime, self.gamma, self.warmup_epochs = regime, gamma, warmup_epochs
         self.replays = regime.replays
 
+    def refuse_loss(self, loss: LossModule) -> None:
+        self.regime.refuse_loss(loss)
+
     def craft(self, model: Classify, batch: Batch, moment: Moment) -> Tensor | None:
         return self.regime.craft(model, batch, moment)
 

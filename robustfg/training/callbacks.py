@@ -92,6 +92,11 @@ class WarmedEma(EMAWeightAveraging):
 class TrainingBar(TQDMProgressBar):
     """The usual progress bar, silent during the test, which has a bar of its own."""
 
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        for bar in (self._val_progress_bar, self._train_progress_bar):
+            if bar is not None:
+                bar.close()  # what is said next begins on a line of its own
+
     def init_test_tqdm(self) -> Tqdm:
         return Tqdm(disable=True)
 

@@ -49,8 +49,10 @@ class Mcat(Halves):
             if not getattr(self, option) >= 0:
                 raise UserError(f"training.{option} must be >= 0, got {getattr(self, option)}")
 
-    def terms(self, model: Classify, loss: LossModule, batch: Batch, adversarial: Tensor | None) -> dict[str, Tensor]:
+    def refuse_loss(self, loss: LossModule) -> None:
         means_of(loss)
+
+    def terms(self, model: Classify, loss: LossModule, batch: Batch, adversarial: Tensor | None) -> dict[str, Tensor]:
         if adversarial is None:
             return Standard().terms(model, loss, first_half(batch), None)
         return self.robust_terms(model, loss, batch, adversarial)

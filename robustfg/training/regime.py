@@ -55,6 +55,10 @@ class Regime(ABC):
     def terms(self, model: Classify, loss: LossModule, batch: Batch, adversarial: Tensor | None) -> dict[str, Tensor]:
         """The loss and its terms on what ``craft`` gave; may be called several times on it."""
 
+    def refuse_loss(self, loss: LossModule) -> None:
+        """Raises ``UserError`` where the regime cannot train this loss module."""
+        del loss  # most can train any
+
     def callbacks(self) -> list[Callback]:
         """What the regime needs to do between training steps."""
         return []

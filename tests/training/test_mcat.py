@@ -7,9 +7,10 @@ import torch
 from small_classifiers import Model, batch, classifier, data, gradients, loss_by_hand, regimes, same, trainer
 
 from robustfg.attacks import Backtracking, Linf, NearestWrongCentre
+from robustfg.classifier import Classifier
 from robustfg.errors import UserError
 from robustfg.losses import GaussianMixture, MaxMahalanobisCenter, MaxMahalanobisLDA, Softmax
-from robustfg.training import Mcat
+from robustfg.training import Mcat, WeightPerturbation
 from robustfg.training.halves import Half
 from robustfg.training.regime import Moment
 
@@ -166,12 +167,11 @@ def test_means_that_follow_the_features_are_kept_in_stage_two_as_well():
 
 
 def test_a_head_without_means_is_refused_with_those_that_have_them():
-    model, samples = Model(), batch()
-    assert isinstance(model.loss, Softmax)
-    for options in ({}, {"clean_epochs": 1}):
-        model.loss.epoch = 0.0
+    for regime in (mcat(), WeightPerturbation(regime=mcat(clean_epochs=1))):
         with pytest.raises(UserError, match=r"training=mcat needs .* loss=gm, loss=mmc or loss=mmlda, not Softmax"):
-            mcat(**options)(model, model.loss, samples, 0)
+            Classifier(
+                backbone=torch.nn.Identity(), loss=Softmax(channels=4, num_classes=3), num_classes=3, regime=regime
+            )
 
 
 @pytest.mark.parametrize("option", ["beta", "nearest", "threshold"])
