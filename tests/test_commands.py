@@ -234,7 +234,7 @@ class Links(HTMLParser):
 def test_page_needs_no_network(trained):
     links = Links()
     links.feed((trained.folder / "robustness" / "report.html").read_text())
-    assert len(links.found) == 5  # bars, curves, gallery, latent picture, laws and reliability
+    assert len(links.found) == 6  # bars, curves, gallery, latent picture, laws, reliability
     assert all(link.startswith("data:image/") for link in links.found)
 
 

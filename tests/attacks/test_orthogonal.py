@@ -57,8 +57,12 @@ def test_what_is_left_of_a_gradient_is_orthogonal_and_the_nearest_such(program, 
     assert (rest.double().flatten() @ b).abs() <= tolerance * a.norm() * b.norm()
 
 
+FACTOR = st.floats(-5, 5).filter(lambda factor: factor == 0 or abs(factor) > 1e-30)
+"""Below, products are rounded to multiples of the smallest number and are parallel to nothing."""
+
+
 @settings(deadline=None, max_examples=60)
-@given(factor=st.floats(-5, 5), seed=st.integers(0, 99), dtype=st.sampled_from([torch.float32, torch.float64]))
+@given(factor=FACTOR, seed=st.integers(0, 99), dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_parallel_gradients_leave_no_step_in_l2(factor, seed, dtype):
     generator = torch.Generator().manual_seed(seed)
     normal = torch.randn(2, 3, 4, 4, generator=generator, dtype=dtype)
