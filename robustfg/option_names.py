@@ -26,7 +26,7 @@ class NoOptionError(UserError):
         names = {*known} - {option}
         hint = ""
         if meant := closest(option, names):
-            hint = f"; did you mean {' or '.join(meant)}?"
+            hint = f"; did you mean {_either(meant)}?"
         elif beside := sorted(name for name in names if _parent(name) == _parent(option)):
             hint = f"; there are {', '.join(beside)}"
         super().__init__(f"no option {option}{hint}")
@@ -63,6 +63,11 @@ def closest(option: str, known: Iterable[str], most: int = 3) -> list[str]:
 def alike(one: str, other: str) -> float:
     """How alike two names are, from 0 to 1."""
     return difflib.SequenceMatcher(None, one, other).ratio()
+
+
+def _either(names: list[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} or {last}" if first else last
 
 
 def _last(name: str) -> str:

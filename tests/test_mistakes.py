@@ -99,6 +99,12 @@ def test_what_was_meant_is_the_same_last_part_or_a_like_name(option, meant):
     assert closest(option, names_of(WHOLE)) == meant
 
 
+def test_several_that_may_be_meant_are_listed_in_english():
+    known = ["a.epoch", "b.epoch", "c.epoch"]
+    assert str(NoOptionError("d.epoch", known[:2])).endswith("did you mean a.epoch or b.epoch?")
+    assert str(NoOptionError("d.epoch", known)).endswith("did you mean a.epoch, b.epoch or c.epoch?")
+
+
 def test_where_nothing_is_alike_the_options_beside_it_are_named():
     error = NoOptionError("data.zebra", names_of(WHOLE))
     assert str(error) == "no option data.zebra; there are data.batch_size, data.max_test_samples"
