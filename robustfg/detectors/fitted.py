@@ -14,7 +14,7 @@ from robustfg.detectors.threshold import threshold_at
 from robustfg.errors import UserError
 from robustfg.plain_data import read_plain
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

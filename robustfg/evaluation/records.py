@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+WAIT = 600.0
+"""Seconds for which a process waits while another one reads all of its file."""
 CLEAN = "clean"
 
 SCHEMA = pa.schema(
@@ -80,7 +82,7 @@ class RecordStore:
     def __init__(self, folder: Path, rank: int, fingerprints: Mapping[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.rank, self.fingerprints = folder, rank, dict(fingerprints)
-        self.database = sqlite3.connect(self._path(rank))
+        self.database = sqlite3.connect(self._path(rank), timeout=WAIT)
         self.database.execute("PRAGMA journal_mode=TRUNCATE")
         self.database.execute(
             f'CREATE TABLE IF NOT EXISTS records ({_STORED}, fingerprint, PRIMARY KEY (fingerprint, "index", restart))'
@@ -140,7 +142,7 @@ class RecordStore:
     def _stored_perturbations(self, world: int, columns: str) -> Iterator[tuple[Any, ...]]:
         known = set(self.fingerprints.values())
         for path in self._own_files(world):
-            with sqlite3.connect(path) as database:
+            with sqlite3.connect(path, timeout=WAIT) as database:
                 query = f'SELECT fingerprint, "index", {columns} FROM perturbations'
                 for fingerprint, *row in database.execute(query):
                     if fingerprint in known:
@@ -176,7 +178,7 @@ class RecordStore:
     def _read(self, paths: Iterable[Path]) -> list[dict[str, Any]]:
         rows = []
         for path in paths:
-            with sqlite3.connect(path) as database:
+            with sqlite3.connect(path, timeout=WAIT) as database:
                 try:
                     cursor = database.execute(f"SELECT {_STORED}, fingerprint FROM records")
                 except sqlite3.OperationalError:  # another rank has only just created its file

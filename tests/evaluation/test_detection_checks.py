@@ -88,6 +88,16 @@ def test_a_few_pictures_that_a_data_set_holds_twice_are_told_and_tolerated():
         assert "but 0.png (train) and 0.png (test)" in found.detail
 
 
+def test_copies_of_two_training_pictures_are_a_leak_however_few_they_differ():
+    splits = {
+        "train": {i: b"%d" % i for i in range(400)},
+        "val": {0: b"v"},
+        "test": {i: b"%d" % (i % 2) for i in range(300)},
+    }
+    found = split_hygiene(splits, {split: {i: f"{i}.png" for i in range(400)} for split in splits})
+    assert (found.status, found.count) == ("fail", 2)
+
+
 @pytest.mark.parametrize(("rejected", "status"), [(0, "fail"), (10, "pass"), (60, "fail")])
 def test_a_false_positive_rate_far_from_the_calibrated_one_is_found(rejected, status):
     clean = np.r_[np.full(rejected, 2.0), np.zeros(200 - rejected)]

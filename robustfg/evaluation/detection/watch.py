@@ -132,7 +132,7 @@ class Watch(Unwatched):
             "threat": {"norm": self.threat.norm, "epsilon": str(self.threat.epsilon), "left_out": left_out},
             "splits": self.splits | {"calibration": {**self.splits["calibration"], "right": len(self.calibration)}},
             "attacks": {name: dict(attack.shown()) for name, attack in self.attacks.items()},
-            "references": {name: dict(attack.shown()) for name, attack in self.references.items()},
+            "references": {name: dict(attack.shown()) for name, attack in self.references.items() if checked},
             "surrogate": self.detection.surrogate_name or None,
             "detectors": found,
         }
