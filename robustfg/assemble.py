@@ -12,7 +12,7 @@ from pytorch_lightning.loggers import Logger
 from robustfg.attacks import Attack
 from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
-from robustfg.config import build, refuse_untrusted_config
+from robustfg.config import build
 from robustfg.data.annotations import privileged_of
 from robustfg.data.datamodule import DataModule
 from robustfg.data.samples import FitSquare
@@ -29,6 +29,7 @@ from robustfg.option_names import NoOptionError
 from robustfg.reporting.csv_logger import MetricsCsv
 from robustfg.training import Phases
 from robustfg.training.callbacks import TrainingBar
+from robustfg.trust import refuse_untrusted_config
 
 Config = Mapping[str, Any]
 

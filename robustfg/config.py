@@ -1,40 +1,25 @@
 """Where conf/ lies, the root schema, and build(): the only place that instantiates what a config names."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException, InstantiationException
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
-from hydra.utils import get_class, get_object, instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustfg.arguments import refuse_unfit
 from robustfg.errors import UserError
-from robustfg.option_names import NoOptionError, names_of
+from robustfg.option_names import NoOptionError
 
 _PACKAGE = Path(__file__).parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
 """The config tree: inside the package in a wheel, beside it in a checkout."""
-
-TRUSTED = tuple(f"robustfg.{package}." for package in ("attacks", "data", "detectors", "losses", "models", "training"))
-TRUSTED_CLASSES = {
-    "torch.optim": {"Adam", "AdamW", "SGD"},
-    "torchvision.transforms.v2": {
-        "CenterCrop", "ColorJitter", "GaussianBlur", "RandAugment", "RandomAffine", "RandomCrop", "RandomErasing",
-        "RandomGrayscale", "RandomHorizontalFlip", "RandomPerspective", "RandomResizedCrop", "RandomRotation",
-        "RandomVerticalFlip", "Resize", "TrivialAugmentWide",
-    },
-}  # fmt: skip
-"""What a stored config may name: classes of ours, by resolved identity, and these exact names."""
-
-INSTANTIATED = ("data", "model", "loss", "training", "optimizer", "scheduler")
-"""Parts of a stored config from which a classifier and its data are made again."""
 
 
 @dataclass
@@ -182,50 +167,6 @@ def _refuse_unfit_parts(node: Any, option: str) -> None:
         refuse_unfit(target, given, option)
 
 
-def refuse_untrusted_config(stored: Mapping[str, Any], trust: tuple[str, ...] = ()) -> None:
-    """``refuse_untrusted`` on every part of a checkpoint's config that is instantiated."""
-    refuse_untrusted({part: stored[part] for part in INSTANTIATED}, trust)
-
-
-def refuse_untrusted(node: Any, trust: tuple[str, ...] = ()) -> None:
-    """Raises ``UserError`` if a stored config names anything to instantiate that is neither ours nor trusted.
-
-    Args:
-        node: plain containers, searched to the bottom.
-        trust: further package prefixes that the user vouches for, such as ``"mypackage."``.
-    """
-    if isinstance(node, dict):
-        if "_target_" in node:
-            _refuse_target(str(node["_target_"]), trust)
-        for key, value in node.items():
-            refuse_untrusted(key, trust)
-            refuse_untrusted(value, trust)
-    elif isinstance(node, list):
-        for value in node:
-            refuse_untrusted(value, trust)
-    elif isinstance(node, str):
-        if "${" in node:  # would be resolved, and resolvers can build anything
-            raise UserError(f"the checkpoint's config is not resolved: it holds {node[:60]}")
-    elif not (node is None or isinstance(node, bool | int | float)):
-        raise UserError(f"the checkpoint's config holds a {type(node).__name__}, which is no plain data")
-
-
-def _refuse_target(target: str, trust: tuple[str, ...]) -> None:
-    prefixes = TRUSTED + tuple(prefix.rstrip(".") + "." for prefix in trust)
-    package, _, name = target.rpartition(".")
-    allowed = name in TRUSTED_CLASSES.get(package, ())
-    if target.startswith(prefixes):  # nothing else may even be imported
-        try:
-            thing = get_class(target)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"the checkpoint names {target}, which does not exist here") from error
-        allowed = f"{thing.__module__}.".startswith(prefixes)
-    if not allowed:
-        raise UserError(
-            f"the checkpoint names {target}, which is not robustfg's; add it with trust=[…] if you trust it"
-        )
-
-
 def refuse_sweep_with_ddp(trainer: Mapping[str, Any]) -> None:
     """In a multirun every rank that Lightning starts would begin a sweep of its own."""
     strategy, devices = str(trainer["strategy"]), trainer["devices"]
@@ -236,23 +177,3 @@ def refuse_sweep_with_ddp(trainer: Mapping[str, Any]) -> None:
             f"trainer.strategy={strategy} on several devices cannot run in a multirun: use trainer=ddp_spawn, or one "
             "job per GPU through a launcher (hydra/launcher=submitit_slurm trainer.devices=1)"
         )
-
-
-@contextmanager
-def told_plainly(config: DictConfig) -> Iterator[None]:
-    """Ends the command with a ``UserError``'s message and exit code 1, without traceback.
-
-    Args:
-        config: as composed, where options with similar names are looked for.
-    """
-    try:
-        yield
-    except UserError as error:
-        if isinstance(error, NoOptionError):
-            error = error.among(names_of(cast(dict[str, Any], OmegaConf.to_container(config))))
-        message = str(error)
-        if "DataLoader worker process" in message:  # a worker's error carries its traceback as text
-            message = message.rsplit("UserError: ", 1)[-1].strip()
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other jobs of the sweep go on
-            raise CompactHydraException(f"robustfg: {message}") from None
-        raise SystemExit(f"robustfg: {message}") from None

@@ -13,12 +13,11 @@ from robustfg.config import (
     chosen,
     plain,
     refuse_sweep_with_ddp,
-    refuse_untrusted_config,
     register_schemas,
-    told_plainly,
 )
 from robustfg.errors import UserError
-from robustfg.mistakes import mistakes_told
+from robustfg.mistakes import mistakes_told, told_plainly
+from robustfg.trust import refuse_untrusted_config
 
 register_schemas()
 

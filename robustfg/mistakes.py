@@ -1,4 +1,4 @@
-"""What is wrong with a command line that Hydra cannot compose, in plain words."""
+"""How commands end at a mistake of the user's: in plain words, with exit code 1 and without traceback."""
 
 import os
 import re
@@ -9,11 +9,14 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import CompactHydraException, HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustfg.config import CONF
+from robustfg.errors import UserError
 from robustfg.option_names import NoOptionError, alike, names_of
 
 
@@ -30,6 +33,26 @@ def mistakes_told(command: str) -> Iterator[None]:
     except (HydraException, OmegaConfBaseException) as error:
         words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
         raise SystemExit(f"robustfg: {told(error, command, words).removeprefix('robustfg: ')}") from None
+
+
+@contextmanager
+def told_plainly(config: DictConfig) -> Iterator[None]:
+    """Ends the command with a ``UserError``'s message and exit code 1, without traceback.
+
+    Args:
+        config: as composed, where options with similar names are looked for.
+    """
+    try:
+        yield
+    except UserError as error:
+        if isinstance(error, NoOptionError):
+            error = error.among(names_of(cast(dict[str, Any], OmegaConf.to_container(config))))
+        message = str(error)
+        if "DataLoader worker process" in message:  # a worker's error carries its traceback as text
+            message = message.rsplit("UserError: ", 1)[-1].strip()
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the other jobs of the sweep go on
+            raise CompactHydraException(f"robustfg: {message}") from None
+        raise SystemExit(f"robustfg: {message}") from None
 
 
 def told(error: Exception, command: str, words: list[str]) -> str:

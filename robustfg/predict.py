@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from robustfg.config import CONF, build, plain, refuse_untrusted, register_schemas, told_plainly
+from robustfg.config import CONF, build, plain, register_schemas
 from robustfg.errors import UserError
-from robustfg.mistakes import mistakes_told
+from robustfg.mistakes import mistakes_told, told_plainly
+from robustfg.trust import refuse_untrusted
 
 if TYPE_CHECKING:
     from robustfg.checkpoint import Checkpoint

@@ -8,9 +8,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, register_schemas, told_plainly
+from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, register_schemas
 from robustfg.errors import UserError
-from robustfg.mistakes import mistakes_told
+from robustfg.mistakes import mistakes_told, told_plainly
 
 register_schemas()
 

@@ -13,8 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 from robustfg.arguments import refuse_unfit
 from robustfg.assemble import OF_THE_SOURCE, attacks_of
 from robustfg.attacks.threat import step_length
-from robustfg.config import CONF, build, plain, refuse_untrusted, register_schemas
+from robustfg.config import CONF, build, plain, register_schemas
 from robustfg.errors import UserError
+from robustfg.trust import refuse_untrusted
 
 register_schemas()
 COMMANDS = ("train", "evaluate")

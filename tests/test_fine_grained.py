@@ -16,10 +16,11 @@ from archives import (
 from commands import config_of
 
 from robustfg import assemble
-from robustfg.config import CONF, refuse_untrusted
+from robustfg.config import CONF
 from robustfg.errors import UserError
 from robustfg.provenance import provenance
 from robustfg.train import train
+from robustfg.trust import refuse_untrusted
 
 BUILD = {
     "cub": build_cub, "cars": build_cars, "aircraft": build_aircraft, "dogs": build_dogs, "flowers": build_flowers,

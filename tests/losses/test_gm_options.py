@@ -4,8 +4,9 @@ from test_config import composed
 
 from robustfg.assemble import phases_of
 from robustfg.classifier import Classifier
-from robustfg.config import CONF, build, plain, refuse_untrusted
+from robustfg.config import CONF, build, plain
 from robustfg.training.phases import parameter_groups
+from robustfg.trust import refuse_untrusted
 
 PARTS = {
     group: sorted(path.stem for path in (CONF / "loss" / group).glob("*.yaml"))
