@@ -72,7 +72,8 @@ class BoundaryAttack(DecisionBased):
             point, spent, length, tried, won = victim.leave(point, spent, length, tried, won)
             looks = step % self.EVERY == 0
             done = (spent + 1 + looks > self.queries) | (length[:, 1] < self.converged)
-            point, spent, length, tried, won = self.retire(victim, done, point, spent, length, tried, won)
+            if bool(done.any()):
+                point, spent, length, tried, won = self.retire(victim, done, point, spent, length, tried, won)
             if not len(victim):
                 return
             around, nearer = self._proposals(victim, draws, point, length, step)

@@ -47,7 +47,7 @@ class Search(Attack):
         """
 
     def shown(self) -> Mapping[str, object]:
-        return {**super().shown(), **self.engine.describe()}
+        return {**super().shown(), **self.searching().describe()}
 
     def victim_options(self) -> Mapping[str, bool]:
         """How images are kept: ``minimum`` and ``stay`` of ``Victim``."""

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfg.data.annotations import WithFiles
 from robustfg.data.files import FileSplit
 from robustfg.data.folder import SUFFIXES
 from robustfg.data.source import Source, Split
@@ -35,7 +36,7 @@ class OtherSet:
             raise UserError(f"unknown: images of another data set must be >= 1, got {images}")
         if shared := sorted(set(known.classes) & set(source.classes)):
             raise UserError(f"unknown: its class {shared[0]!r} is one of the data's, so it is not unknown")
-        self.images: Split = source.test if images is None else Chosen(source.test, images)
+        self.images: Split = source.test if images is None else part_of(source.test, images)
 
 
 class Chosen:
@@ -47,13 +48,27 @@ class Chosen:
     """
 
     def __init__(self, split: Split, count: int) -> None:
-        self._split, self._positions = split, balanced_subset(split.labels, count)
-        self.labels = split.labels[self._positions]
+        labels = np.asarray(split.labels)
+        self._split, self._positions = split, balanced_subset(labels, count)
+        self.labels = labels[self._positions]
         self.keys = [split.keys[position] for position in self._positions.tolist()]
 
     def image(self, position: int) -> NDArray[np.uint8]:
         """The image at ``position`` of the part."""
         return self._split.image(int(self._positions[position]))
+
+
+class ChosenFiles(Chosen):
+    """The same of a split whose images are files."""
+
+    def __init__(self, split: Split, count: int, sizes: NDArray[np.int64]) -> None:
+        super().__init__(split, count)
+        self.sizes = sizes[self._positions]
+
+
+def part_of(split: Split, count: int) -> Chosen:
+    """A balanced part, which knows its files where the whole does."""
+    return ChosenFiles(split, count, split.sizes) if isinstance(split, WithFiles) else Chosen(split, count)
 
 
 class UnknownFolder:

@@ -18,7 +18,7 @@ class FeatureSqueezing(Detector):
     """The log odds log(d / (2 - d)) of the largest L1 distance d of the probabilities to those of a squeezed image.
 
     They order inputs as the distance does, which is the paper's score, but do not saturate where probabilities round to
-    0 and 1, so that no gradient is lost. Costs a forward pass for every squeezer.
+    0 and 1, so that no gradient is lost but where no squeezer changes anything. Every squeezer costs a forward pass.
 
     Args:
         bits: colour depth of the first; 5 in the paper for CIFAR-10 and ImageNet. None: without.

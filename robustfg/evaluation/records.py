@@ -176,11 +176,12 @@ class RecordStore:
         return [self._path(self.rank), *orphans]
 
     def _read(self, paths: Iterable[Path]) -> list[dict[str, Any]]:
-        rows = []
+        rows, known = [], sorted({*self.fingerprints.values()})
+        query = f"SELECT {_STORED}, fingerprint FROM records WHERE fingerprint IN ({', '.join('?' * len(known))})"
         for path in paths:
             with sqlite3.connect(path, timeout=WAIT) as database:
                 try:
-                    cursor = database.execute(f"SELECT {_STORED}, fingerprint FROM records")
+                    cursor = database.execute(query, known)
                 except sqlite3.OperationalError:  # another rank has only just created its file
                     continue
                 for *values, evidence, fingerprint in cursor:

@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from robustfg.attacks import L2, BoundaryAttack, HopSkipJump
+from robustfg.attacks import L2, BoundaryAttack, Engine, HopSkipJump
+
+
+@pytest.mark.parametrize("kind", [HopSkipJump, BoundaryAttack])
+def test_what_is_shown_is_the_engine_that_runs(kind):
+    attack = kind(name="a", threat=L2(epsilon=0.5), engine=Engine(autocast="bfloat16", compile=True, fixed_batch=4))
+    assert attack.shown()["engine"] == {"fold": False, "fixed_batch": 4}
 
 
 @pytest.mark.parametrize("kind", [HopSkipJump, BoundaryAttack])

@@ -8,8 +8,9 @@ from PIL import Image
 
 from robustfg.config import CONF, build, plain, register_schemas
 from robustfg.data.birds import Birds
-from robustfg.data.datamodule import DataModule
+from robustfg.data.datamodule import DataModule, described
 from robustfg.data.digits import Digits
+from robustfg.data.folder import Folder
 from robustfg.data.unknown import OtherSet, UnknownFolder
 from robustfg.data.unknown_birds import UnknownGenera, UnknownSpecies
 from robustfg.errors import UserError
@@ -90,6 +91,25 @@ def test_a_part_of_another_set_has_its_classes_in_turn_and_their_own_images():
     for position, (key, label) in enumerate(zip(part.keys, part.labels, strict=True)):
         assert label == everything.labels[where[key]]
         assert np.array_equal(part.image(position), everything.image(where[key]))
+
+
+def test_a_part_of_a_set_of_files_has_a_manifest_of_its_files(tmp_path):
+    for label in "ab":
+        for i in range(6):
+            path = tmp_path / "test" / label / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9 + i, 7), (200, 10 * i, 10)).save(path)
+            (tmp_path / "train" / label).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (9, 7)).save(tmp_path / "train" / label / f"{i}.png")
+
+    def manifest():
+        part = OtherSet(known=BIRDS, source=Folder(root=str(tmp_path)), images=12).images
+        return described(part, np.arange(12))["manifest_sha256"]
+
+    before = manifest()
+    assert before == manifest()
+    Image.new("RGB", (90, 70), (1, 2, 3)).save(tmp_path / "test" / "a" / "0.png")
+    assert manifest() != before
 
 
 def test_the_data_module_fits_unknown_images_to_the_models_size():

@@ -9,13 +9,15 @@ import torch
 from PIL import Image
 from toy import Blobs, Convolutions, data_module, evaluate, suite
 
-from robustfg.attacks import L2, Attack, GradientAttack, Linf, Patch, Steepest, white_box
+from robustfg.attacks import FMN, L2, Attack, GradientAttack, Linf, Patch, Steepest, white_box
 from robustfg.data.datamodule import DataModule
 from robustfg.data.folder import Folder
 from robustfg.detectors import Detector, Energy, Fitted, Mahalanobis, Watched, fit
 from robustfg.errors import UserError
-from robustfg.evaluation import RobustnessEvaluation
+from robustfg.evaluation import RobustnessEvaluation, summary
+from robustfg.evaluation.aggregation import summarise
 from robustfg.evaluation.detection import Detection, attackers
+from robustfg.evaluation.detection.watch import claimed_ball
 from robustfg.types import Batch
 
 MAKE = {"energy": Energy, "mahalanobis": Mahalanobis}
@@ -184,6 +186,27 @@ def test_a_claim_is_about_the_largest_ball_of_the_first_norm_and_leaves_other_no
     rows = [r for r in rows_of(tmp_path / "robustness") if r["attack"] in ("clean", "small", "large")]
     wrong = {r["index"] for r in rows if not r["correct"]}
     assert told["semi_white_box"]["curve"][0]["correct"] == 40 - len(wrong)
+
+
+def test_a_search_for_the_smallest_perturbation_does_not_widen_the_claim():
+    bounded, wide = suite(), {"fmn": FMN(name="fmn", threat=Linf(epsilon=1))}
+    assert claimed_ball(bounded | wide) == claimed_ball(wide | bounded) == Linf(epsilon="8/255")
+    assert claimed_ball(wide) == Linf(epsilon=1)
+
+
+def test_what_the_references_find_counts_in_the_worst_case(classifier, tmp_path, monkeypatch):
+    counted = {}
+    monkeypatch.setattr(summary, "summarise", lambda *given, also: counted.update(also=also) or summarise(*given, also=also))  # fmt: skip  # noqa: E501
+    found = detection("energy", black_box=False, steps=1)
+    block = evaluate(classifier, tmp_path, data=few(), checks=5, detection=found)["detection"]
+    assert block["references"]
+    assert set(block["references"]) < set(counted["also"])
+
+
+def test_references_that_were_not_tried_are_not_told(classifier, tmp_path):
+    found = detection("energy", black_box=False, steps=1)
+    told = evaluate(classifier, tmp_path, data=few(), checks=0, detection=found)
+    assert told["detection"]["references"] == {}
 
 
 def test_a_suite_without_a_ball_is_refused_with_detectors(classifier, tmp_path):

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytorch_lightning as pl
 
 from robustfg.attacks import Attack, Threat
+from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.data.datamodule import DataModule
 from robustfg.detectors import Fitted
 from robustfg.errors import UserError
@@ -185,10 +186,14 @@ class Watch(Unwatched):
 def claimed_ball(suite: Mapping[str, Attack]) -> Threat:
     """What a claim is about: the largest ball of the first norm that a suite attacks in.
 
+    Attacks that look for the smallest perturbation count only where there are no others: their epsilon may be one that
+    no image exceeds.
+
     Raises:
         UserError: if it attacks in none.
     """
-    balls = largest_balls(attack.threat for attack in suite.values())
+    bounded = [attack.threat for attack in suite.values() if not isinstance(attack, MinimumNormAttack)]
+    balls = largest_balls(bounded) or largest_balls(attack.threat for attack in suite.values())
     if not balls:
         raise UserError("attack: evaluation with detectors needs an attack in an l-inf, l2 or l1 ball, such as quick")
     return balls[0]
