@@ -1,6 +1,7 @@
 """Attacks beside other libraries: time in units of the floor, one forward and one backward to the image a step.
 
 Run: python benchmarks/attack_speed.py [--subject small_cnn|resnet18] [--rounds 3] [--attacks fgsm,pgd10,pgd40,apgd]
+         [--batch 64] [--size 64]
 Libraries that are not installed are left out. Both sides run in one process, on the same images, in turns.
 """
 
@@ -16,7 +17,7 @@ from subjects import Subject, resnet18, small_cnn, subject
 from timing import median_ratios
 
 from robustfg.attacks import APGD, FGSM, PGD, CrossEntropy, Engine, Linf
-from robustfg.attacks.base import Attack
+from robustfg.attacks.search import Search
 
 LIMITS = {  # of the floor, and the least gain over the fastest library, as (small_cnn, resnet18)
     ("fgsm", "robustfg"): (1.05, 1.05),
@@ -41,19 +42,23 @@ def floor(subject: Subject, steps: int) -> Callable[[], object]:
     return run
 
 
-def ours(subject: Subject, attack: str) -> dict[str, Attack]:
-    """Our side: last iterate, and with fooled samples leaving."""
+def ours(subject: Subject, attack: str) -> dict[str, Search]:
+    """Our side: last iterate, and with fooled samples leaving; on a GPU also with what pays there."""
     epsilon, steps = subject.epsilon, STEPS[attack]
     if attack == "fgsm":
-        return {"robustfg": FGSM(epsilon=epsilon)}
-    if attack == "apgd":
-        return {"robustfg": APGD(threat=Linf(epsilon=epsilon), steps=steps, objective=CrossEntropy())}
-    pgd = PGD(epsilon=epsilon, steps=steps, step_size="eps/4", objective=CrossEntropy())
-    return {
-        "robustfg": pgd,
-        "robustfg, last iterate": replace(pgd, last_iterate=True),
-        "robustfg, last iterate, not folded": replace(pgd, last_iterate=True, engine=Engine(fold=False)),
-    }
+        attacks: dict[str, Search] = {"robustfg": FGSM(epsilon=epsilon)}
+    elif attack == "apgd":
+        attacks = {"robustfg": APGD(threat=Linf(epsilon=epsilon), steps=steps, objective=CrossEntropy())}
+    else:
+        pgd = PGD(epsilon=epsilon, steps=steps, step_size="eps/4", objective=CrossEntropy())
+        attacks = {"robustfg": pgd, "robustfg, last iterate": replace(pgd, last_iterate=True)}
+    last = list(attacks)[-1]
+    engines = {"not folded": Engine(fold=False)}
+    if subject.image.is_cuda:
+        graphs = Engine(compile="reduce-overhead", fixed_batch=len(subject.label))
+        engines |= {"CUDA graphs": graphs, "bfloat16": Engine(autocast="bfloat16")}
+        engines["CUDA graphs, bfloat16"] = replace(graphs, autocast="bfloat16")
+    return attacks | {f"{last}, {name}": replace(attacks[last], engine=engine) for name, engine in engines.items()}
 
 
 def compare(subject: Subject, attack: str, device: str, rounds: int) -> bool:
@@ -87,6 +92,8 @@ def main() -> None:
     parser.add_argument("--subject", default="small_cnn,resnet18")
     parser.add_argument("--attacks", default="fgsm,pgd10,pgd40,apgd")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--size", type=int, default=64)
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -94,7 +101,7 @@ def main() -> None:
     kept = True
     for name in options.subject.split(","):
         torch.manual_seed(0)
-        chosen = subject(name, makers[name](), device)
+        chosen = subject(name, makers[name](), device, batch=options.batch, size=options.size)
         for attack in options.attacks.split(","):
             kept &= compare(chosen, attack, device, options.rounds)
     if not kept:

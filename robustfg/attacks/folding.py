@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks.stem import Stem
 from robustfg.types import logits_of
 
@@ -45,7 +46,8 @@ class Kept:
         """Whether there is a copy and it answers as ``model`` does."""
         if self.copy is None:
             return False
-        answers = model(image), self.copy(image)
+        with exact_arithmetic():  # with TF32 or autocast both are off by more than they may differ
+            answers = model(image), self.copy(image)
         own, theirs = map(logits_of, answers)
         if not isinstance(own, Tensor):  # no classifier's answer: the model's own will be refused
             return False

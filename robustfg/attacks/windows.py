@@ -18,8 +18,8 @@ def window(size: int, height: int, width: int, place: Tensor) -> Tensor:
     Returns:
         ``(B, size * size)`` int64, row by row.
     """
-    room = torch.tensor([height - size + 1, width - size + 1], device=place.device)
-    top, left = (place.double() * room).long().unbind(1)
+    down, right = place.double().unbind(1)
+    top, left = (down * (height - size + 1)).long(), (right * (width - size + 1)).long()
     side = torch.arange(size, device=place.device)
     inside = (side[:, None] * width + side).flatten()
     return (top * width + left)[:, None] + inside

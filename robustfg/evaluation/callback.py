@@ -35,7 +35,7 @@ from robustfg.evaluation.records import CLEAN, RecordStore, table_of, write_tabl
 from robustfg.evaluation.regions import Annotations, Regions
 from robustfg.evaluation.separation import Embeddings
 from robustfg.evaluation.summary import numbers_of
-from robustfg.models.arithmetic import exact_arithmetic
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 

@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader
 
 from robustfg.data.datamodule import DataModule
 from robustfg.evaluation.measure import Classify
-from robustfg.models.arithmetic import exact_arithmetic
+from robustfg.arithmetic import exact_arithmetic
 
 
 def confusion_of(model: Classify, data: DataModule, device: torch.device) -> Tensor:

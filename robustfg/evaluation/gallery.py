@@ -13,7 +13,7 @@ from robustfg.data.samples import Samples
 from robustfg.evaluation.aggregation import correct_per_sample
 from robustfg.evaluation.measure import Classify
 from robustfg.evaluation.records import CLEAN, Perturbation, column
-from robustfg.models.arithmetic import exact_arithmetic
+from robustfg.arithmetic import exact_arithmetic
 
 
 def shown_in_gallery(

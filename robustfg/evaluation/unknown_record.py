@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robustfg.attacks import Attack
 from robustfg.evaluation.records import SCHEMA, RecordStore, Row
 from robustfg.evaluation.unknown import UnknownScores, Values
-from robustfg.models.arithmetic import exact_arithmetic
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 

@@ -13,7 +13,7 @@ from robustfg.data.splits import balanced_subset
 from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.gather import total
 from robustfg.evaluation.measure import Classify
-from robustfg.models.arithmetic import exact_arithmetic
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 

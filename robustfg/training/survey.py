@@ -10,7 +10,7 @@ from torch import nn
 
 from robustfg.attacks.freeze import attackable
 from robustfg.losses import LossModule
-from robustfg.models.arithmetic import exact_arithmetic
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.training.gather import gathered
 from robustfg.types import Batch
 

@@ -103,3 +103,25 @@ def test_a_guard_goes_on_with_what_it_remembers(tmp_path):
     other.load_state_dict(torch.load(tmp_path / "guard.pt", weights_only=True))
     assert (other.good, other.triggered) == ([(0.5, 0.25)], True)
     assert torch.equal(other.weights[0]["w"], torch.ones(2))
+
+
+needs_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@needs_a_gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_a_gpu_trains_to_the_weights_of_the_cpu(name):
+    here, there = (fitted(regimes()[name], accelerator=kind, devices=1).state_dict() for kind in ("cpu", "gpu"))
+    assert close(here, {key: value.cpu() for key, value in there.items()}) == []
+
+
+@needs_a_gpu
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_precision_on_a_gpu_moves_all_weights_and_keeps_them_finite(name, precision):
+    start = classifier(None).state_dict()
+    model = fitted(regimes(ramp_epochs=1)[name], 4, accelerator="gpu", devices=1, precision=precision)
+    for key, value in model.state_dict().items():
+        assert value.isfinite().all()
+        kept = name == "mcat" and key == "loss.means"
+        assert torch.equal(value.cpu(), start[key]) == kept

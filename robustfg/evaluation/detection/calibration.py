@@ -14,7 +14,7 @@ from robustfg.data.datamodule import DataModule
 from robustfg.detectors import Watched, fit, threshold_at
 from robustfg.evaluation.detection.contents import Contents
 from robustfg.evaluation.gather import gathered
-from robustfg.models.arithmetic import exact_arithmetic
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 KEPT = 20

@@ -1,0 +1,268 @@
+"""Attacks on a GPU: the same numbers, the same counts, and what only a GPU has."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from small import INDEX, Net
+from small import images as float64_images
+from test_folding import Plain, images
+from torch import nn
+
+from robustfg.attacks import (
+    APGD,
+    FAB,
+    FMN,
+    L0,
+    L1,
+    L1APGD,
+    L2,
+    Backtracking,
+    BoundaryAttack,
+    CarliniWagner,
+    Cascade,
+    DeepFool,
+    ElasticNet,
+    Engine,
+    EstimatedGradient,
+    FeatureAttack,
+    FeatureBank,
+    Frame,
+    GradientAttack,
+    HopSkipJump,
+    Linf,
+    Momentum,
+    Nesterov,
+    Patch,
+    ResizeAndPad,
+    Smoothing,
+    SparseRS,
+    Spatial,
+    Square,
+    TargetedDLR,
+    TopClasses,
+    UniversalPerturbation,
+)
+from robustfg.attacks.engine import Mode
+from robustfg.attacks.folding import folded
+from robustfg.attacks.randomness import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms
+from robustfg.types import Output
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+GPU = torch.device("cuda")
+LABEL = torch.tensor([0, 1, 2, 3, 4, 0])
+BALL, SPHERE, DIAMOND = Linf(epsilon=0.02), L2(epsilon=0.1), L1(epsilon=0.5)
+BANK = FeatureBank(torch.eye(5, dtype=torch.float64), torch.arange(5))
+ATTACKS = {
+    "pgd": GradientAttack(threat=BALL, steps=12, random_start=True, restarts=2),
+    "pgd, last iterate": GradientAttack(threat=BALL, steps=12, random_start=True, last_iterate=True),
+    "pgd l1": GradientAttack(threat=DIAMOND, steps=12, random_start=True),
+    "pgd l0": GradientAttack(threat=L0(epsilon=2), steps=12, random_start=True),
+    "mim": GradientAttack(threat=BALL, steps=12, step=Momentum(size="eps/4")),
+    "nesterov": GradientAttack(threat=BALL, steps=12, step=Nesterov(size="eps/4"), last_iterate=True),
+    "transforms": GradientAttack(threat=BALL, steps=12, seen_as=ResizeAndPad(), smoothing=Smoothing(size=3)),
+    "patch": GradientAttack(threat=Patch(epsilon=0.25), steps=12, random_start=True),
+    "frame": GradientAttack(threat=Frame(epsilon=1), steps=12, random_start=True),
+    "apgd": APGD(threat=BALL, steps=20, restarts=2),
+    "apgd l2": APGD(threat=SPHERE, steps=20),
+    "apgd l1": L1APGD(threat=DIAMOND, steps=20),
+    "apgd-t": APGD(threat=BALL, steps=10, objective=TargetedDLR(), targets=TopClasses(count=2)),
+    "fab": FAB(threat=BALL, steps=10),
+    "fab l2": FAB(threat=SPHERE, steps=10),
+    "fab l1": FAB(threat=DIAMOND, steps=10),
+    "square": Square(threat=BALL, queries=100),
+    "square l2": Square(threat=SPHERE, queries=100),
+    "square l1": Square(threat=DIAMOND, queries=100),
+    "sparse rs": SparseRS(threat=L0(epsilon=2), queries=50),
+    "cw": CarliniWagner(threat=SPHERE, searches=3, steps=15, initial_constant=1.0),
+    "ead": ElasticNet(threat=DIAMOND, searches=3, steps=15, initial_constant=1.0),
+    "deepfool": DeepFool(threat=SPHERE, steps=10),
+    "fmn": FMN(threat=SPHERE, steps=15),
+    "fmn l0": FMN(threat=L0(epsilon=2), steps=15),
+    "boundary": BoundaryAttack(threat=SPHERE, queries=60),
+    "hop skip jump": HopSkipJump(threat=SPHERE, queries=60, first_queries=10),
+    "nes": EstimatedGradient(threat=BALL, steps=6, samples=8),
+    "spatial": Spatial(tries=5),
+    "features": FeatureAttack(threat=BALL, bank=BANK, steps=10, random_start=True),
+    "backtracking": Backtracking(threat=BALL, steps=10),
+    "universal": UniversalPerturbation(threat=BALL, perturbation=torch.full((1, 3, 4, 4), 0.02)),
+    "cascade": Cascade(attacks={"a": GradientAttack(threat=BALL, steps=3), "b": APGD(threat=BALL, steps=10, name="b")}),
+}
+
+
+class Embedding(nn.Module):
+    """A net whose logits are its features, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Net()
+
+    def forward(self, image):
+        logits = self.inner(image)
+        return Output(logits=logits, embedding=logits)
+
+
+@pytest.mark.parametrize("count", [1, 5, 4096])
+def test_random_numbers_are_those_of_the_cpu_to_the_last_bit(count):
+    index = torch.tensor([0, 5, 2**31 + 7, 2**40 + 1])
+    highs = torch.tensor([[2], [3], [10], [1000]])
+    for drawn in (
+        lambda where: keyed_uniforms(count, index.to(where), 0, "attack", 1),
+        lambda where: keyed_signs(count, index.to(where), 0, "attack", 1),
+        lambda where: keyed_integers(7, count, index.to(where), 0, "attack", 1),
+        lambda where: keyed_integers(highs.to(where), count, index.to(where), 0, "attack", 1),
+    ):
+        assert torch.equal(drawn("cpu"), drawn(GPU).cpu())
+    normal = [keyed_normals(count, index.to(where), 0, "attack", 1).cpu() for where in ("cpu", GPU)]
+    assert (normal[0] - normal[1]).abs().max() <= 5e-7  # cosines and logarithms are rounded by other libraries
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_an_attack_finds_what_it_finds_on_the_cpu_and_gives_the_model_and_the_generators_back(attack):
+    clean, found = float64_images(), {}
+    for where in ("cpu", GPU):
+        model = Embedding().to(where).train()
+        torch.cuda.manual_seed(3)
+        before = torch.get_rng_state(), torch.cuda.get_rng_state()
+        *_, found[where] = attack.attempts(model, clean.to(where), LABEL.to(where), INDEX.to(where))
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert torch.equal(torch.cuda.get_rng_state(), before[1])
+        assert model.training
+        assert all(p.requires_grad and p.grad is None for p in model.parameters())
+    here, there = found["cpu"], found[GPU]
+    assert there.image.device.type == there.margin.device.type == "cuda"
+    assert torch.equal(here.margin < 0, there.margin.cpu() < 0)
+    assert (here.image - there.image.cpu()).abs().max() < 1e-6
+
+
+def labelled(count=33):
+    model = Plain().centred()
+    image = images(count)
+    label = model(image).argmax(1)
+    return model.to(GPU), image.to(GPU), label.to(GPU), torch.arange(count, device=GPU) * 7 + 3
+
+
+def attack(**options):
+    return GradientAttack(threat=Linf(epsilon="2/255"), steps=10, **options)
+
+
+def test_the_folded_copy_is_believed_under_the_tf32_of_convolutions():
+    """PyTorch's own default: both sides round by 1e-3, the copy as ever."""
+    model, image, *_ = labelled()
+    model.eval()
+    assert torch.backends.cudnn.allow_tf32
+    assert folded(model, image) is not model
+    assert torch.backends.cudnn.allow_tf32
+
+
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_who_is_fooled_in_half_precision_is_fooled_in_full(half):
+    model, image, label, index = labelled()
+    full, found = (
+        next(attack(engine=Engine(autocast=kind)).attempts(model, image, label, index)) for kind in (None, half)
+    )
+    assert found.image.dtype == torch.float32
+    fooled = model.eval()(found.image).argmax(1) != label
+    assert torch.equal(fooled, found.margin < 0)
+    assert 0 < fooled.sum() < len(label)
+    assert fooled.sum() >= (full.margin < 0).sum() - 2
+
+
+@pytest.mark.parametrize("mode", Mode.__args__)
+@pytest.mark.parametrize("kind", [GradientAttack, APGD, Square])
+def test_a_compiled_search_breaks_whom_an_eager_one_breaks(kind, mode):
+    model, image, label, index = labelled(13)
+    budget = {"queries": 60} if kind is Square else {"steps": 10}
+    attacks = [
+        kind(threat=Linf(epsilon="3/255"), engine=Engine(fixed_batch=8, compile=compile_), **budget)
+        for compile_ in (False, mode)
+    ]
+    eager, compiled = (next(attack.attempts(model, image, label, index)) for attack in attacks)
+    assert 0 < (eager.margin < 0).sum() < 13
+    assert ((eager.margin < 0) != (compiled.margin < 0)).sum() <= 1
+    assert torch.equal(compiled.margin < 0, model.eval()(compiled.image).argmax(1) != label)
+
+
+@pytest.fixture
+def reproducible():
+    """What makes a network's own answers the same bits in every run."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+    yield
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+@pytest.mark.usefixtures("reproducible")
+@pytest.mark.parametrize("last_iterate", [False, True])
+@pytest.mark.parametrize("size", [1, 7, 33])
+def test_with_a_fixed_batch_perturbations_are_bit_equal_for_every_batch_size_and_order(size, last_iterate):
+    model, image, label, index = labelled()
+    fixed = attack(engine=Engine(fixed_batch=8), random_start=True, restarts=2, last_iterate=last_iterate)
+    together = fixed(model, image, label, index)
+    order = torch.randperm(33, generator=torch.Generator().manual_seed(0)).to(GPU)
+    pieces = [fixed(model, image[part], label[part], index[part]) for part in order.split(size)]
+    assert torch.equal(torch.cat(pieces), together[order])
+
+
+def waits(attack, model, *samples):
+    """How often the host waits for the device."""
+    list(attack.attempts(model, *samples))
+    torch.cuda.synchronize()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            list(attack.attempts(model, *samples))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing CUDA operation" in str(warning.message) for warning in told)
+
+
+@pytest.mark.parametrize(
+    ("made", "each"),
+    [
+        (attack(last_iterate=True, random_start=True), 0),
+        (attack(), 1 / 8),
+        (APGD(threat=Linf(epsilon="1/255")), 1 / 8),
+        (Square(threat=Linf(epsilon="1/255")), 1 / 8),
+    ],
+    ids=["last iterate", "leaving", "apgd", "square"],
+)
+def test_the_host_does_not_wait_in_every_step(made, each):
+    model, *samples = labelled()
+    length = "queries" if isinstance(made, Square) else "steps"
+    few, more = (waits(replace(made, **{length: steps}), model, *samples) for steps in (16, 48))
+    print(few, more)
+    assert more - few <= 32 * each * 4
+
+
+def test_memory_does_not_grow_with_steps():
+    model, *samples = labelled()
+    held = []
+    for steps in (5, 100):
+        for made in (attack(last_iterate=True), attack(), APGD(threat=BALL)):
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            list(replace(made, steps=steps).attempts(model, *samples))
+            held.append(torch.cuda.max_memory_allocated())
+    assert held[3:] == held[:3]
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Net()
+
+    def forward(self, image):
+        return self.inner(image + 0.5 * torch.randn_like(image))
+
+
+def test_a_models_own_random_numbers_are_keyed_and_the_callers_are_left_alone():
+    model, clean = Noisy().to(GPU), float64_images().to(GPU)
+    averaged = GradientAttack(threat=BALL, steps=3, engine=Engine(samples=4), last_iterate=True)
+    before = torch.cuda.get_rng_state()
+    first = averaged(model, clean, LABEL.to(GPU), INDEX.to(GPU))
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    torch.rand(3, device=GPU)
+    assert torch.equal(first, averaged(model, clean, LABEL.to(GPU), INDEX.to(GPU)))
