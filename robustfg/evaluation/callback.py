@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import Attack
 from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
@@ -35,7 +36,6 @@ from robustfg.evaluation.records import CLEAN, RecordStore, table_of, write_tabl
 from robustfg.evaluation.regions import Annotations, Regions
 from robustfg.evaluation.separation import Embeddings
 from robustfg.evaluation.summary import numbers_of
-from robustfg.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 

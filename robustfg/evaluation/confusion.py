@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.data.datamodule import DataModule
 from robustfg.evaluation.measure import Classify
-from robustfg.arithmetic import exact_arithmetic
 
 
 def confusion_of(model: Classify, data: DataModule, device: torch.device) -> Tensor:

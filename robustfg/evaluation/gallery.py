@@ -9,11 +9,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.data.samples import Samples
 from robustfg.evaluation.aggregation import correct_per_sample
 from robustfg.evaluation.measure import Classify
 from robustfg.evaluation.records import CLEAN, Perturbation, column
-from robustfg.arithmetic import exact_arithmetic
 
 
 def shown_in_gallery(

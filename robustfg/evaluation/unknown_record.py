@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import Attack
 from robustfg.evaluation.records import SCHEMA, RecordStore, Row
 from robustfg.evaluation.unknown import UnknownScores, Values
-from robustfg.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 

@@ -7,13 +7,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import Attack
 from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
 from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.gather import total
 from robustfg.evaluation.measure import Classify
-from robustfg.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 

@@ -8,9 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks.freeze import attackable
 from robustfg.losses import LossModule
-from robustfg.arithmetic import exact_arithmetic
 from robustfg.training.gather import gathered
 from robustfg.types import Batch
 

@@ -8,13 +8,13 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import FeatureBank
 from robustfg.attacks.freeze import attackable
 from robustfg.data.datamodule import DataModule
 from robustfg.detectors import Watched, fit, threshold_at
 from robustfg.evaluation.detection.contents import Contents
 from robustfg.evaluation.gather import gathered
-from robustfg.arithmetic import exact_arithmetic
 from robustfg.types import Batch
 
 KEPT = 20
