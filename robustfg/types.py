@@ -83,7 +83,10 @@ def logits_of(output: "Output | Tensor") -> Tensor:
 
 
 def decision_margin(logits: Tensor, label: Tensor) -> Tensor:
-    """True logit minus the largest other one, ``(B,)``: negative where the prediction is wrong."""
+    """True logit minus the largest other one, ``(B,)``: negative where the prediction is wrong.
+
+    Negative infinity where a logit is NaN: that is no right answer.
+    """
     true = logits.gather(1, label[:, None]).squeeze(1)
-    others = logits.scatter(1, label[:, None], float("-inf")).max(1).values
-    return true - others
+    others = logits.scatter(1, label[:, None], float("-inf")).amax(1)
+    return (true - others).nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))

@@ -187,8 +187,8 @@ class Attack(ABC):
             yield before
 
     @abstractmethod
-    def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
-        """Decision margins of given images, ``(B,)``: negative where the attack has won."""
+    def margins(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
+        """Decision margins of given images, ``(B,)``: negative where the attack has won; arguments as ``attempts``."""
 
     def __call__(
         self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None, *, draw: int = 0
@@ -197,7 +197,7 @@ class Attack(ABC):
         best: Attempt | None = None
         for attempt in self.attempts(model, image, label, index, draw=draw):
             if self.rounds > 1 and bool(attempt.margin.isnan().any()):
-                attempt = replace(attempt, margin=self.margins(model, attempt.image, label))
+                attempt = replace(attempt, margin=self.margins(model, attempt.image, label, index))
             if best is None:
                 best = attempt
             else:

@@ -20,7 +20,9 @@ class Boundary:
     """``(b, C, H, W)`` the gradient of that difference."""
 
 
-def nearest_boundary(victim: Victim, output: Output | Tensor, image: Tensor, others: Tensor) -> Boundary:
+def nearest_boundary(
+    victim: Victim, output: Output | Tensor, image: Tensor, others: Tensor, needed: Tensor | None = None
+) -> Boundary:
     """The nearest of several classes' boundaries in the threat's norm, for one backward pass a class.
 
     Args:
@@ -28,6 +30,7 @@ def nearest_boundary(victim: Victim, output: Output | Tensor, image: Tensor, oth
         output: what it answered.
         image: ``(b, C, H, W)``.
         others: ``(b, m)`` the classes in question.
+        needed: ``(b,)`` bool, whom the passes count for; None: everybody.
     """
     logits = logits_of(output)
     true = logits.gather(1, victim.label[:, None])
@@ -36,7 +39,7 @@ def nearest_boundary(victim: Victim, output: Output | Tensor, image: Tensor, oth
     gap, normal = torch.zeros_like(gaps[:, 0]), torch.zeros_like(image)
     least = torch.full_like(gap, torch.inf)
     for place in range(others.shape[1]):
-        gradient = victim.pull(rises[:, place], image, again=place < others.shape[1] - 1)
+        gradient = victim.pull(rises[:, place], image, again=place < others.shape[1] - 1, needed=needed)
         distance = gaps[:, place].abs() / dual_norm(victim.threat, gradient).clamp_min(TINY)
         nearer = distance < least
         least = torch.where(nearer, distance, least)

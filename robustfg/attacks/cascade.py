@@ -86,8 +86,8 @@ class Cascade(Attack):
             restart -= attack.rounds
         raise IndexError(f"{self.name} has {self.rounds} rounds")
 
-    def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
-        return next(iter(self.attacks.values())).margins(model, image, label)
+    def margins(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
+        return next(iter(self.attacks.values())).margins(model, image, label, index)
 
 
 def _allowed(threat: Threat) -> Mapping[str, object]:

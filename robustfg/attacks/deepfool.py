@@ -77,7 +77,7 @@ class DeepFool(MinimumNormAttack):
             won = margin < 0
             if bool(won.all()):
                 return
-            boundary = nearest_boundary(victim, output, image, others)
+            boundary = nearest_boundary(victim, output, image, others, ~won)
             length = BEYOND + boundary.gap / dual_norm(self.threat, boundary.normal).clamp_min(TINY)
             length = (1 + self.overshoot) * length.clamp(-FAR, FAR).to(image.dtype)[:, None, None, None]
             moved = (image.detach() + length * self.threat.steepest(boundary.normal)).clamp(0, 1)

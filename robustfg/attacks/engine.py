@@ -1,5 +1,6 @@
 """How a model is run while it is attacked."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields, replace
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from robustfg.attacks.contract import checked
 from robustfg.attacks.folding import folded
 from robustfg.attacks.freeze import Model, attackable
-from robustfg.attacks.randomness import keyed_generators
+from robustfg.attacks.randomness import keyed_generators, seed_generators
 from robustfg.errors import UserError
 from robustfg.types import Output, joined, mapped
 
@@ -37,8 +38,8 @@ class Engine:
             do not depend on the caller's batch to the last bit. None: as many as are still attacked.
         samples: forward passes over which the answers of a model with random parts are averaged; margins and
             objectives are those of the mean answer, and gradient attacks climb the mean objective (expectation over
-            transformation, Athalye et al. 2018). The model's own random numbers are keyed by attack and restart; for
-            results that do not depend on the batch add ``fixed_batch=1``.
+            transformation, Athalye et al. 2018). The model's own random numbers are keyed by attack and restart; with
+            ``fixed_batch=1`` also by sample and pass, so that results depend neither on batch nor on order.
     """
 
     fold: bool = True
@@ -70,13 +71,16 @@ class Engine:
         return {"engine": changed} if changed else {}
 
     @contextmanager
-    def running(self, model: Model, image: Tensor, classes: int = 0) -> Iterator["Run"]:
-        """The model frozen and prepared; given back as it was, also after an error.
+    def running(
+        self, model: Model, image: Tensor, classes: int = 0, key: tuple[int | str, ...] = ()
+    ) -> Iterator["Run"]:
+        """The model frozen and prepared, and torch's generators seeded; all given back as it was, also after an error.
 
         Args:
             model: what is attacked.
             image: some of the images, to try a private copy on.
             classes: how many it must know at least.
+            key: of the model's own random numbers.
         """
         with attackable(model):
             quick = model
@@ -86,7 +90,8 @@ class Engine:
             exact = quick is model and not (self.autocast or self.compile)
             if self.compile:
                 quick = torch.compile(quick, dynamic=False, mode=None if self.compile is True else self.compile)
-            yield Run(self, quick, None if exact else model, classes)
+            with keyed_generators(image.device, *key, "model"):
+                yield Run(self, quick, None if exact else model, classes, key)
 
 
 class Run:
@@ -97,31 +102,51 @@ class Run:
         model: what is run.
         itself: the attacked model; None where it is what is run, in full precision.
         classes: how many the model must know at least.
+        key: of the model's own random numbers.
     """
 
-    def __init__(self, engine: Engine, model: Model, itself: Model | None = None, classes: int = 0) -> None:
-        self.engine, self.model, self.itself, self.classes = engine, model, itself, classes
+    def __init__(
+        self,
+        engine: Engine,
+        model: Model,
+        itself: Model | None = None,
+        classes: int = 0,
+        key: tuple[int | str, ...] = (),
+    ) -> None:
+        self.engine, self.model, self.itself, self.classes, self.key = engine, model, itself, classes, key
+        self._passes: Counter[int] = Counter()
 
-    def __call__(self, image: Tensor) -> Output | Tensor:
-        """The answer to ``(B, C, H, W)``, averaged over the engine's ``samples`` forward passes."""
-        return average([self.once(image) for _ in range(self.engine.samples)])
+    def __call__(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
+        """The answer to ``(B, C, H, W)``, averaged over the engine's ``samples`` forward passes.
 
-    def once(self, image: Tensor) -> Output | Tensor:
+        Args:
+            image: ``(B, C, H, W)``.
+            index: ``(B,)`` sample ids, which key the random numbers of a model that sees one image at a time.
+        """
+        return average([self.once(image, index) for _ in range(self.engine.samples)])
+
+    def once(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
         """One forward pass."""
-        return self._in_pieces(self._forward, image)
+        return self._in_pieces(self._forward, image, index)
 
     @torch.no_grad()
-    def own(self, image: Tensor) -> Output | Tensor:
+    def own(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
         """The attacked model's own answer in full precision, averaged alike."""
         model = self.model if self.itself is None else self.itself
-        return average([self._in_pieces(model, image) for _ in range(self.engine.samples)])
+        return average([self._in_pieces(model, image, index) for _ in range(self.engine.samples)])
 
-    def _in_pieces(self, forward: Model, image: Tensor) -> Output | Tensor:
+    def _in_pieces(self, forward: Model, image: Tensor, index: Tensor | None) -> Output | Tensor:
         """Of a fixed size where the engine says so."""
         size = self.engine.fixed_batch
         if size is None or not len(image):
             return forward(image)
-        pieces = [forward(_filled(piece, size)) for piece in torch.split(image, size)]
+        ids = index.tolist() if size == 1 and index is not None else []
+        pieces = []
+        for place, piece in enumerate(torch.split(image, size)):
+            if ids:
+                self._passes[ids[place]] += 1
+                seed_generators(image.device, *self.key, "model", ids[place], self._passes[ids[place]])
+            pieces.append(forward(_filled(piece, size)))
         return mapped(joined(pieces), lambda value: value[: len(image)])
 
     def _forward(self, image: Tensor) -> Output | Tensor:

@@ -45,6 +45,9 @@ class Columns(NamedTuple):
 class Ledger:
     """The columns of the samples still attacked, ``now``, and of those that have left.
 
+    Where to see who has won makes the host wait, those who have stay in the batch for a while (``rest``). Nothing that
+    is asked about them counts, so that results and counts are those of a machine that lets them go at once.
+
     Args:
         clean: ``(B, C, H, W)`` all samples.
         threat: the allowed images.
@@ -69,6 +72,8 @@ class Ledger:
             backwards=none,
         )
         self._all: Columns | None = None
+        self._standing: Tensor | None = None  # (b,) bool; None: nobody rests
+        self._owed = [0, 0]  # passes of everybody that are in no column yet
 
     @property
     def whole(self) -> bool:
@@ -77,6 +82,7 @@ class Ledger:
 
     def all(self) -> Columns:
         """The columns of all samples."""
+        self._pay()
         if self._all is None:
             return self.now
         for everyone, column in zip(self._all, self.now, strict=True):
@@ -88,31 +94,55 @@ class Ledger:
         everyone = self.all()
         if self._all is None:
             self._all = Columns(*(column.clone() for column in everyone))
-        self.rows = self.rows[mask]
+        self.rows, self._standing = self.rows[mask], None
         self.now = Columns(*(column[mask] for column in self.now))
+
+    def rest(self) -> None:
+        """From here on those who have won only wait to be let go."""
+        self._pay()
+        self._standing = ~self.now.fooled
+
+    def standing(self, mask: Tensor) -> Tensor:
+        """``mask`` ``(b,)`` without those who rest."""
+        return mask if self._standing is None else mask & self._standing
 
     def charge(self, forwards: Tensor | int, backwards: Tensor | int = 0) -> None:
         """Counts passes, ``(b,)`` or of everybody."""
+        if self._standing is not None:
+            forwards, backwards = forwards * self._standing, backwards * self._standing
+        if isinstance(forwards, int) and isinstance(backwards, int):
+            self._owed = [self._owed[0] + forwards, self._owed[1] + backwards]
+        else:
+            self._add(forwards, backwards)
+
+    def _pay(self) -> None:
+        if any(self._owed):
+            self._add(*self._owed)
+            self._owed = [0, 0]
+
+    def _add(self, forwards: Tensor | int, backwards: Tensor | int) -> None:
         self.now = self.now._replace(forwards=self.now.forwards + forwards, backwards=self.now.backwards + backwards)
 
     def settle(self, image: Tensor, mask: Tensor | None) -> None:
         """Says what the result is, for whom ``mask`` ``(b,)`` names or for everybody, with a margin nobody has seen."""
         if mask is None:
             mask = torch.ones_like(self.now.fooled)
-        self._take(mask, image, self.now.score, torch.full_like(self.now.margin, torch.nan))
+        self._take(self.standing(mask), image, self.now.score, torch.full_like(self.now.margin, torch.nan))
 
     def differentiated(self, gradient: Tensor) -> None:
         """Takes in the first gradient of the search."""
         low, high = gradient.amin((1, 2, 3)), gradient.amax((1, 2, 3))  # NaN where any is
         alive = ((low < 0) | (high > 0)) & low.isfinite() & high.isfinite()
+        self._pay()
         self.now = self.now._replace(dead=torch.where(self.now.backwards == 0, ~alive, self.now.dead))
 
     def saw(self, image: Tensor, clean: Tensor, margin: Tensor) -> None:
         """Takes in one image of every sample, not yet charged."""
-        self._first(margin < 0)
+        wrong = margin < 0
+        self._first(wrong)
         if not self.keeps:
             return
-        score, done = self._scored(image, clean, margin)
+        score, done = self._scored(image, clean, margin, wrong)
         self._take(self._better(score), image, score, margin)
         self.now = self.now._replace(fooled=self.now.fooled | done)
 
@@ -125,10 +155,11 @@ class Ledger:
             margin: ``(n,)``.
             of: ``(n,)`` whose they are.
         """
-        self._first(self._any(margin < 0, of))
+        wrong = margin < 0
+        self._first(self._any(wrong, of))
         if not self.keeps:
             return
-        score, done = self._scored(image, clean, margin)
+        score, done = self._scored(image, clean, margin, wrong)
         score = score.nan_to_num(nan=torch.inf, posinf=torch.inf)
         least, pick = least_of(score, of, len(self.rows))
         chosen = pick.clamp_max(len(of) - 1)
@@ -144,28 +175,49 @@ class Ledger:
             where: ``(B,)``, only for these.
         """
         found = self.all()
-        self.rows, self._all = torch.arange(len(where), device=where.device), None
+        self.rows, self._all, self._standing = torch.arange(len(where), device=where.device), None, None
         self.now = found
         self._take(where & ~found.fooled, image, found.score, margin)
+
+    def correct(self, rows: Tensor, margin: Tensor, samples: int) -> None:
+        """The model itself has been asked about the kept images of some samples; only where margins are minimised.
+
+        Args:
+            rows: ``(n,)`` which of those still attacked.
+            margin: ``(n,)`` what is now believed.
+            samples: how many passes that took.
+        """
+        wrong = margin < 0
+        first = torch.where(wrong, self.now.first[rows], -1)
+        unseen = wrong & (first < 0)
+        told = {
+            "score": margin.to(self.now.score.dtype),
+            "margin": margin.to(self.now.margin.dtype),
+            "fooled": wrong,
+            "first": torch.where(unseen, self.now.forwards[rows] + self._owed[0] - samples, first),
+            "forwards": self.now.forwards[rows] + samples,
+        }
+        self.now = self.now._replace(
+            **{name: getattr(self.now, name).index_copy(0, rows, values) for name, values in told.items()}
+        )
 
     def _any(self, flag: Tensor, of: Tensor) -> Tensor:
         return torch.zeros_like(self.now.forwards).index_add(0, of, flag.long()) > 0
 
     def _first(self, wrong: Tensor) -> None:
-        first = torch.where(wrong & (self.now.first < 0), self.now.forwards, self.now.first)
-        self.now = self.now._replace(first=first)
+        spent = self.now.forwards + self._owed[0] if self._owed[0] else self.now.forwards
+        self.now = self.now._replace(first=torch.where(wrong & (self.now.first < 0), spent, self.now.first))
 
-    def _scored(self, image: Tensor, clean: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
+    def _scored(self, image: Tensor, clean: Tensor, margin: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:
         """What is minimised, and which images leave nothing to be done."""
-        won = margin < 0
         if not self.minimum:
-            return margin.to(self.now.score.dtype), won
+            return margin.to(self.now.score.dtype), wrong
         size = self.threat.size(image.double() - clean.double())
-        return torch.where(won, size, torch.inf).to(self.now.score.dtype), won & (size <= self.threat.radius)
+        return torch.where(wrong, size, torch.inf).to(self.now.score.dtype), wrong & (size <= self.threat.radius)
 
     def _better(self, score: Tensor) -> Tensor:
         better = score < self.now.score
-        return better if self.minimum else better & ~self.now.fooled
+        return self.standing(better) if self.minimum else better & ~self.now.fooled
 
     def _take(self, mask: Tensor, image: Tensor, score: Tensor, margin: Tensor) -> None:
         image, margin = image.detach(), margin.to(self.now.margin.dtype)

@@ -54,15 +54,19 @@ def keyed_signs(count: int, index: Tensor, *key: int | str) -> Tensor:
 @contextmanager
 def keyed_generators(device: torch.device, *key: int | str) -> Iterator[None]:
     """Seeds torch's own generators by a key, for models with random parts, and gives them back as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        seed_generators(device, *key)
+        yield
+
+
+def seed_generators(device: torch.device, *key: int | str) -> None:
+    """Seeds torch's own generators by a key. They draw other numbers on a GPU than on the CPU from the same seed."""
     digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
     seed = int.from_bytes(digest, "little") >> 1
-    cuda = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=cuda):
-        torch.default_generator.manual_seed(seed)
-        if cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(seed)
-        yield
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, ...]:

@@ -35,7 +35,7 @@ class Referee:
         self._errors: Tensor | None = None  # (2,): of the decision, and of how far a logit leads
 
     def margins(
-        self, image: Tensor, output: Output | Tensor, label: Tensor, decision: Objective
+        self, image: Tensor, output: Output | Tensor, label: Tensor, decision: Objective, index: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
         """Margins ``(n,)``, and for whom the model itself was asked, ``(n,)`` bool; None: for nobody.
 
@@ -46,18 +46,44 @@ class Referee:
             output: what ``run`` answered, detached.
             label: ``(n,)``.
             decision: positive where the attacker has won.
+            index: ``(n,)`` sample ids.
         """
         margin = -decision(output, label)
         if self.run.itself is None or not len(label):
             return margin, None
-        if self._errors is None:
-            self._errors = self._measured(image[:1], decision)
-        left_open = margin.abs() <= CAUTION * self._error(output)[0]
-        rows = left_open.nonzero().flatten()
+        rows, asked = self.asked(margin, image, output, label, decision, index)
         if not len(rows):
             return margin, None
-        own, seen = -decision(self.run.own(image[rows]), label[rows]), margin[rows]
-        return margin.index_copy(0, rows, torch.where((own < 0) == (seen < 0), seen, own.to(seen.dtype))), left_open
+        left_open = torch.zeros_like(label, dtype=torch.bool).index_fill(0, rows, True)
+        return margin.index_copy(0, rows, asked), left_open
+
+    def asked(
+        self,
+        margin: Tensor,
+        image: Tensor,
+        output: Output | Tensor,
+        label: Tensor,
+        decision: Objective,
+        index: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Asks the model itself about the margins that are open: whose, ``(m,)``, and their margins, ``(m,)``.
+
+        Args:
+            margin: ``(n,)`` as the copy has it.
+            image: ``(n, C, H, W)``.
+            output: what the copy answered, there or near.
+            label: ``(n,)``.
+            decision: positive where the attacker has won.
+            index: ``(n,)`` sample ids.
+        """
+        if self._errors is None:
+            self._errors = self._measured(image[:1], decision)
+        rows = (margin.abs() <= CAUTION * self._error(output)[0]).nonzero().flatten()
+        seen = margin[rows]
+        if not len(rows):
+            return rows, seen
+        own = -decision(self.run.own(image[rows], None if index is None else index[rows]), label[rows])
+        return rows, torch.where((own < 0) == (seen < 0), seen, own.to(seen.dtype))
 
     def doubt(self, output: Output | Tensor) -> Tensor:
         """How far a logit must lead another one by the copy's account to lead it in the model itself, ``(n,)``."""

@@ -12,7 +12,6 @@ from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
-from robustfg.attacks.randomness import keyed_generators
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
@@ -70,8 +69,7 @@ class Search(Attack):
             margin = task.image.new_zeros(0)
             least = None if self.watch is None else margin
             return Attempt(task.image, margin, none, none, none, none.bool(), least=least)
-        own = keyed_generators(task.image.device, *draws.key, "model")
-        with self.searching().running(model, task.image, task.classes) as run, own:
+        with self.searching().running(model, task.image, task.classes, draws.key) as run:
             victim = Victim(
                 run, task, threat=self.threat, decision=self.decision, watch=self.watch, **self.victim_options()
             )
@@ -84,10 +82,9 @@ class Search(Attack):
         """How the model is prepared for the search."""
         return self.engine
 
-    def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
-        own = keyed_generators(image.device, self.seed, self.name, "margins")
-        with self.engine.exact().running(model, image) as run, own, torch.no_grad():
-            return -self.decision(run.own(image), label.clone())
+    def margins(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
+        with self.engine.exact().running(model, image, key=(self.seed, self.name, "margins")) as run, torch.no_grad():
+            return -self.decision(run.own(image, index), label.clone())
 
 
 def _after(before: Attempt, rows: Tensor, found: Attempt) -> Attempt:

@@ -85,7 +85,7 @@ class Transfer(Attack):
         none = torch.zeros_like(spent)
         return Attempt(image, margin, first, spent, none, none.bool(), least=least)
 
-    def margins(self, model: Model, image: Tensor, label: Tensor) -> Tensor:
+    def margins(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
         return -self.decision(self._answer(model, image, label), label.detach().clone())
 
     def _answer(self, model: Model, image: Tensor, label: Tensor) -> Output | Tensor:

@@ -19,7 +19,7 @@ from robustfg.attacks.watch import Watch
 from robustfg.types import Output, logits_of, mapped
 
 PATIENCE = 8
-"""Steps between two looks at who may leave, on devices where a look makes the host wait."""
+"""Steps between two looks at who may leave, where a look makes the host wait."""
 
 States = TypeVarTuple("States")
 
@@ -62,8 +62,11 @@ class Victim:
         self._logits = task.logits
         self._ledger = Ledger(task.image, threat, minimum=minimum, keeps=minimum or not stay)
         self._referee = Referee(run)
-        self._watch = None if watch is None else Watch(watch, run, task.image)
+        self._watch = None if watch is None else Watch(watch, run, task.image, task.index)
         self._steps, self._answered = 0, False
+        self._waits = host_waits(task.image.device)
+        self._trusting = self._waits and run.itself is not None and not (minimum or stay) and watch is None
+        self._last: Output | Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -106,7 +109,7 @@ class Victim:
         self, image: Tensor, objective: Objective, seen_as: Change | None
     ) -> tuple[Tensor, Tensor, Output | Tensor]:
         leaf = image.detach().requires_grad_()
-        output = self.run.once(leaf if seen_as is None else seen_as(leaf))
+        output = self.run.once(leaf if seen_as is None else seen_as(leaf), self.index)
         value = objective(output, self.label)
         gradient = derivative(value.sum(), leaf)
         return value.detach(), gradient, mapped(output, torch.Tensor.detach)
@@ -120,16 +123,24 @@ class Victim:
             graph: keep the graph, for ``pull``.
         """
         with torch.set_grad_enabled(graph):
-            output = self.run(image)
+            output = self.run(image, self.index if of is None else self.index[of])
         return output, self._remember(image.detach(), mapped(output, torch.Tensor.detach), of)
 
-    def pull(self, value: Tensor, image: Tensor, *, again: bool = False) -> Tensor:
+    def pull(self, value: Tensor, image: Tensor, *, again: bool = False, needed: Tensor | None = None) -> Tensor:
         """One backward pass (times the engine's ``samples``).
 
         The gradient of ``value.sum()`` with respect to the image asked about with ``graph``.
+
+        Args:
+            value: ``(b,)``.
+            image: ``(b, C, H, W)``.
+            again: there will be another one through the same graph.
+            needed: ``(b,)`` bool, who gets a gradient and pays for it: the others are in the graph only because they
+                were asked about together. None: everybody.
         """
+        value = value if needed is None else torch.where(needed, value, 0)
         gradient = derivative(value.sum(), image, again=again)
-        return self._finite(gradient, owned=not again)
+        return self._finite(gradient, owned=not again, needed=needed)
 
     def doubt(self, output: Output | Tensor) -> Tensor:
         """How far a logit must lead in ``output`` so that it also does in the model itself, ``(n,)``; to aim at."""
@@ -142,8 +153,12 @@ class Victim:
             state: tensors with one row for every sample still attacked; anything else is given back as it is.
         """
         self._steps += 1
-        if self.stay or (self.clean.device.type != "cpu" and self._steps % PATIENCE):
+        if self.stay:
             return state
+        if self._waits and self._steps % PATIENCE:
+            self._ledger.rest()
+            return state
+        self._ask_about_kept()
         return self.keep(~self._ledger.now.fooled, *state)
 
     def keep(self, mask: Tensor, *state: *States) -> tuple[*States]:
@@ -152,6 +167,7 @@ class Victim:
             return state
         here = len(mask)
         self._ledger.keep(mask)
+        self._last = None if self._last is None else mapped(self._last, lambda value: value[mask])
         self.clean, self.label, self.index = self.clean[mask], self.label[mask], self.index[mask]
         self._logits = None if self._logits is None else self._logits[mask]
         kept = tuple(s[mask] if isinstance(s, Tensor) and s.dim() and len(s) == here else s for s in state)
@@ -190,14 +206,16 @@ class Victim:
 
     def results(self) -> tuple[Tensor, ...]:
         """Of all ``B`` samples: image, margin, first_success, forwards, backwards, dead_gradient."""
+        self._ask_about_kept()
         found = self._ledger.all()
         return found.image, found.margin, found.first, found.forwards, found.backwards, found.dead
 
-    def _finite(self, gradient: Tensor, *, owned: bool = True) -> Tensor:
+    def _finite(self, gradient: Tensor, *, owned: bool = True, needed: Tensor | None = None) -> Tensor:
         """The gradient with 0 where it is not finite; ``owned`` if nobody else holds it, so that it may be changed."""
         if not self._steps:
             self._ledger.differentiated(gradient)
-        self._ledger.charge(0, self.run.engine.samples)
+        samples = self.run.engine.samples
+        self._ledger.charge(0, samples if needed is None else samples * needed.long())
         dense = gradient.is_contiguous() or gradient.is_contiguous(memory_format=torch.channels_last)
         return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0, out=gradient if owned and dense else None)
 
@@ -209,8 +227,11 @@ class Victim:
         samples, ledger = self.run.engine.samples, self._ledger
         label = self.label if of is None else self.label[of]
         asked = None
-        if ledger.keeps:
-            margin, asked = self._referee.margins(image, output, label, self.decision)
+        if self._trusting and of is None:
+            margin, self._last = -self.decision(output, label), output
+        elif ledger.keeps:
+            index = self.index if of is None else self.index[of]
+            margin, asked = self._referee.margins(image, output, label, self.decision, index)
         else:
             margin = -self.decision(output, label)
         passes: Tensor | int = samples if asked is None else samples + samples * asked.long()
@@ -225,6 +246,16 @@ class Victim:
         ledger.charge(passes)
         return margin
 
+    def _ask_about_kept(self) -> None:
+        """Asks the model itself about the kept images that a copy, whose word was taken so far, leaves open."""
+        if self._last is None or not len(self):
+            return
+        now = self._ledger.now
+        rows, margin = self._referee.asked(now.margin, now.image, self._last, self.label, self.decision, self.index)
+        self._last = None
+        if len(rows):
+            self._ledger.correct(rows, margin, self.run.engine.samples)
+
     def _watched(
         self, image: Tensor, output: Output | Tensor, label: Tensor, margin: Tensor, of: Tensor | None
     ) -> Tensor | int:
@@ -234,8 +265,17 @@ class Victim:
         allowed = None
         if self._ledger.minimum:  # those also look outside the ball
             allowed = self.threat.size(image.double() - clean.double()) <= self.threat.radius
+        if self._waits:  # nobody watches those who only wait to be let go
+            here = self._ledger.standing(torch.ones_like(self._ledger.now.fooled))
+            here = here if of is None else here[of]
+            allowed = here if allowed is None else allowed & here
         asked = self._watch.saw(image, output, label, margin, rows, allowed)
         return 0 if asked is None else asked.long()
+
+
+def host_waits(device: torch.device) -> bool:
+    """Whether reading a value makes the host wait until the device has done all before."""
+    return device.type != "cpu"
 
 
 def warn_of_probabilities(logits: Tensor) -> None:

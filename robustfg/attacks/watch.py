@@ -21,6 +21,7 @@ class Watch:
         reading: what is followed, ``(n,)``.
         run: the model.
         clean: ``(B, C, H, W)`` all samples.
+        index: ``(B,)`` their ids.
 
     Attributes:
         least: ``(B,)``; infinite where no answer was wrong.
@@ -28,8 +29,8 @@ class Watch:
         margin: ``(B,)`` the decision margin there.
     """
 
-    def __init__(self, reading: Reading, run: Run, clean: Tensor) -> None:
-        self.reading, self.run = reading, run
+    def __init__(self, reading: Reading, run: Run, clean: Tensor, index: Tensor) -> None:
+        self.reading, self.run, self.index = reading, run, index
         self._referee = Referee(run)
         wide = torch.promote_types(clean.dtype, torch.float32)
         self.least = torch.full((len(clean),), torch.inf, dtype=wide, device=clean.device)
@@ -53,7 +54,7 @@ class Watch:
         lower = value < self.least[of]
         if allowed is not None:
             lower = lower & allowed
-        wrong, asked = self._wrong(image, output, label, lower)
+        wrong, asked = self._wrong(image, output, label, lower, of)
         value = value.masked_fill(~(lower & wrong), torch.inf)
         least, place = least_of(value, of, len(self.least))
         found, place = least < self.least, place.clamp_max(len(of) - 1)
@@ -67,19 +68,19 @@ class Watch:
         rows = self.least.isfinite().nonzero().flatten()
         if self.run.itself is None or not len(rows):
             return rows[:0]
-        own = self.reading(self.run.own(self.image[rows])).to(self.least.dtype)
+        own = self.reading(self.run.own(self.image[rows], self.index[rows])).to(self.least.dtype)
         self.least = self.least.index_copy(0, rows, own)
         return rows
 
     def _wrong(
-        self, image: Tensor, output: Output | Tensor, label: Tensor, lower: Tensor
+        self, image: Tensor, output: Output | Tensor, label: Tensor, lower: Tensor, of: Tensor
     ) -> tuple[Tensor, Tensor | None]:
         """Who is wrong of those whose reading is ``lower``."""
         if self.run.itself is None:
             return decision_margin(logits_of(output), label) < 0, None
         rows = lower.nonzero().flatten()
         some = mapped(output, lambda value: value[rows])
-        margin, asked = self._referee.margins(image[rows], some, label[rows], Margin())
+        margin, asked = self._referee.margins(image[rows], some, label[rows], Margin(), self.index[of[rows]])
         everyone = torch.zeros_like(lower)
         wrong = everyone.index_copy(0, rows, margin < 0)
         return wrong, None if asked is None else everyone.index_copy(0, rows, asked)

@@ -45,7 +45,10 @@ def verdicts(model: Classify, image: Tensor, label: Tensor, regions: Regions | N
     """
     output, maps = model.explain(image) if regions is not None else (model(image), {})
     if not bool(output.logits.isfinite().all()):
-        raise UserError("the model's outputs are not finite, so no accuracy can be told; the weights are damaged")
+        raise UserError(
+            "the model's outputs are not finite, so no accuracy can be told: the weights are damaged, or there are "
+            "images, such as an attack's, that the model has no answer to"
+        )
     found = {
         "logits": output.logits,
         "embedding": output.embedding,

@@ -5,102 +5,19 @@ from dataclasses import replace
 
 import pytest
 import torch
+from one_of_each import ATTACKS, BALL, LABEL, Embedding
 from small import INDEX, Net
 from small import images as float64_images
 from test_folding import Plain, images
 from torch import nn
 
-from robustfg.attacks import (
-    APGD,
-    FAB,
-    FMN,
-    L0,
-    L1,
-    L1APGD,
-    L2,
-    Backtracking,
-    BoundaryAttack,
-    CarliniWagner,
-    Cascade,
-    DeepFool,
-    ElasticNet,
-    Engine,
-    EstimatedGradient,
-    FeatureAttack,
-    FeatureBank,
-    Frame,
-    GradientAttack,
-    HopSkipJump,
-    Linf,
-    Momentum,
-    Nesterov,
-    Patch,
-    ResizeAndPad,
-    Smoothing,
-    SparseRS,
-    Spatial,
-    Square,
-    TargetedDLR,
-    TopClasses,
-    UniversalPerturbation,
-)
+from robustfg.attacks import APGD, Engine, GradientAttack, Linf, Square
 from robustfg.attacks.engine import Mode
 from robustfg.attacks.folding import folded
 from robustfg.attacks.randomness import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms
-from robustfg.types import Output
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")
-LABEL = torch.tensor([0, 1, 2, 3, 4, 0])
-BALL, SPHERE, DIAMOND = Linf(epsilon=0.02), L2(epsilon=0.1), L1(epsilon=0.5)
-BANK = FeatureBank(torch.eye(5, dtype=torch.float64), torch.arange(5))
-ATTACKS = {
-    "pgd": GradientAttack(threat=BALL, steps=12, random_start=True, restarts=2),
-    "pgd, last iterate": GradientAttack(threat=BALL, steps=12, random_start=True, last_iterate=True),
-    "pgd l1": GradientAttack(threat=DIAMOND, steps=12, random_start=True),
-    "pgd l0": GradientAttack(threat=L0(epsilon=2), steps=12, random_start=True),
-    "mim": GradientAttack(threat=BALL, steps=12, step=Momentum(size="eps/4")),
-    "nesterov": GradientAttack(threat=BALL, steps=12, step=Nesterov(size="eps/4"), last_iterate=True),
-    "transforms": GradientAttack(threat=BALL, steps=12, seen_as=ResizeAndPad(), smoothing=Smoothing(size=3)),
-    "patch": GradientAttack(threat=Patch(epsilon=0.25), steps=12, random_start=True),
-    "frame": GradientAttack(threat=Frame(epsilon=1), steps=12, random_start=True),
-    "apgd": APGD(threat=BALL, steps=20, restarts=2),
-    "apgd l2": APGD(threat=SPHERE, steps=20),
-    "apgd l1": L1APGD(threat=DIAMOND, steps=20),
-    "apgd-t": APGD(threat=BALL, steps=10, objective=TargetedDLR(), targets=TopClasses(count=2)),
-    "fab": FAB(threat=BALL, steps=10),
-    "fab l2": FAB(threat=SPHERE, steps=10),
-    "fab l1": FAB(threat=DIAMOND, steps=10),
-    "square": Square(threat=BALL, queries=100),
-    "square l2": Square(threat=SPHERE, queries=100),
-    "square l1": Square(threat=DIAMOND, queries=100),
-    "sparse rs": SparseRS(threat=L0(epsilon=2), queries=50),
-    "cw": CarliniWagner(threat=SPHERE, searches=3, steps=15, initial_constant=1.0),
-    "ead": ElasticNet(threat=DIAMOND, searches=3, steps=15, initial_constant=1.0),
-    "deepfool": DeepFool(threat=SPHERE, steps=10),
-    "fmn": FMN(threat=SPHERE, steps=15),
-    "fmn l0": FMN(threat=L0(epsilon=2), steps=15),
-    "boundary": BoundaryAttack(threat=SPHERE, queries=60),
-    "hop skip jump": HopSkipJump(threat=SPHERE, queries=60, first_queries=10),
-    "nes": EstimatedGradient(threat=BALL, steps=6, samples=8),
-    "spatial": Spatial(tries=5),
-    "features": FeatureAttack(threat=BALL, bank=BANK, steps=10, random_start=True),
-    "backtracking": Backtracking(threat=BALL, steps=10),
-    "universal": UniversalPerturbation(threat=BALL, perturbation=torch.full((1, 3, 4, 4), 0.02)),
-    "cascade": Cascade(attacks={"a": GradientAttack(threat=BALL, steps=3), "b": APGD(threat=BALL, steps=10, name="b")}),
-}
-
-
-class Embedding(nn.Module):
-    """A net whose logits are its features, too."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = Net()
-
-    def forward(self, image):
-        logits = self.inner(image)
-        return Output(logits=logits, embedding=logits)
 
 
 @pytest.mark.parametrize("count", [1, 5, 4096])
@@ -132,6 +49,8 @@ def test_an_attack_finds_what_it_finds_on_the_cpu_and_gives_the_model_and_the_ge
         assert all(p.requires_grad and p.grad is None for p in model.parameters())
     here, there = found["cpu"], found[GPU]
     assert there.image.device.type == there.margin.device.type == "cuda"
+    for column in ("forwards", "backwards", "first_success", "dead_gradient"):
+        assert torch.equal(getattr(here, column), getattr(there, column).cpu()), column
     assert torch.equal(here.margin < 0, there.margin.cpu() < 0)
     assert (here.image - there.image.cpu()).abs().max() < 1e-6
 
@@ -175,7 +94,7 @@ def test_a_compiled_search_breaks_whom_an_eager_one_breaks(kind, mode):
     model, image, label, index = labelled(13)
     budget = {"queries": 60} if kind is Square else {"steps": 10}
     attacks = [
-        kind(threat=Linf(epsilon="3/255"), engine=Engine(fixed_batch=8, compile=compile_), **budget)
+        kind(threat=Linf(epsilon="1/255"), engine=Engine(fixed_batch=8, compile=compile_), **budget)
         for compile_ in (False, mode)
     ]
     eager, compiled = (next(attack.attempts(model, image, label, index)) for attack in attacks)
@@ -246,7 +165,8 @@ def test_memory_does_not_grow_with_steps():
             torch.cuda.reset_peak_memory_stats()
             list(replace(made, steps=steps).attempts(model, *samples))
             held.append(torch.cuda.max_memory_allocated())
-    assert held[3:] == held[:3]
+    for few, many in zip(held[:3], held[3:], strict=True):
+        assert many == pytest.approx(few, rel=1e-3)
 
 
 class Noisy(nn.Module):

@@ -8,7 +8,9 @@ from test_gradient import INDEX, LABEL, Net, images
 from torch import nn
 
 from robustfg.attacks import (
+    APGD,
     FAB,
+    L2,
     CrossEntropy,
     DeepFool,
     Engine,
@@ -16,6 +18,7 @@ from robustfg.attacks import (
     FeatureAttack,
     FeatureBank,
     GradientAttack,
+    HopSkipJump,
     Linf,
     Margin,
     Square,
@@ -130,3 +133,37 @@ def slope_estimates(samples):
 def test_what_is_estimated_from_answers_varies_less_the_more_are_averaged():
     torch.manual_seed(0)
     assert slope_estimates(25).std() < slope_estimates(1).std() / 3
+
+
+class Dropping(nn.Module):
+    """Drops inputs at random, with torch's own generator."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, image):
+        return self.net(nn.functional.dropout(image, 0.2, training=True))
+
+
+EACH_ALONE = Engine(samples=2, fixed_batch=1)
+RANDOM = {
+    "pgd": GradientAttack(threat=Linf(epsilon=0.02), steps=5, random_start=True, restarts=2, engine=EACH_ALONE),
+    "last": GradientAttack(threat=Linf(epsilon=0.02), steps=5, last_iterate=True, restarts=2, engine=EACH_ALONE),
+    "apgd": APGD(threat=Linf(epsilon=0.02), steps=6, engine=EACH_ALONE),
+    "square": Square(threat=Linf(epsilon=0.02), queries=20, engine=EACH_ALONE),
+    "nes": EstimatedGradient(threat=Linf(epsilon=0.02), steps=3, samples=4, engine=EACH_ALONE),
+    "hop skip jump": HopSkipJump(threat=L2(epsilon=0.5), queries=40, first_queries=5, engine=EACH_ALONE),
+}
+
+
+@pytest.mark.parametrize("attack", RANDOM.values(), ids=RANDOM)
+def test_asked_one_by_one_random_models_are_attacked_alike_in_every_batch_and_order(attack):
+    model, clean = Dropping(), images()
+    label, order = model.net(clean).argmax(1), torch.tensor([4, 0, 5, 2, 1, 3])
+    together = attack(model, clean, label, INDEX)
+    assert torch.equal(together[order], attack(model, clean[order], label[order], INDEX[order]))
+    alone = [attack(model, clean[i : i + 1], label[i : i + 1], INDEX[i : i + 1]) for i in range(6)]
+    assert torch.equal(together, torch.cat(alone))
+    other = attack(model, clean, label, INDEX + 100)
+    assert not torch.equal(together, other)

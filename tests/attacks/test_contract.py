@@ -190,3 +190,25 @@ class UsedUp:
 def test_an_epoch_without_images_is_told():
     with pytest.raises(UserError, match="batches held no images in epoch 1"):
         fit(Net(), UsedUp([(images(), LABEL)]), threat=BALL, epochs=2)
+
+
+class Shy(nn.Module):
+    """Has no answer to images that are not made of whole grey levels."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = Net()
+
+    def forward(self, image):
+        off = ((image * 255).round() - image * 255).abs().flatten(1).amax(1) > 1e-6
+        return torch.where(off[:, None], torch.nan, self.net(image))
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fab", "square"])
+def test_an_image_to_which_a_model_has_no_answer_is_found_not_passed_over(name):
+    model, clean = Shy(), (images() * 255).round() / 255
+    label = model(clean).argmax(1)
+    *_, attempt = suite(Engine())[name].attempts(model, clean, label, INDEX)
+    assert model(attempt.image).isnan().all()
+    assert (attempt.margin < 0).all()
+    assert (attempt.first_success > 0).all()

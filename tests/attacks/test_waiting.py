@@ -1,0 +1,101 @@
+"""Where a look makes the host wait, as on a GPU: nothing is found or counted that is not on a machine that looks."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from one_of_each import ATTACKS, BALL, LABEL, Embedding
+from small import INDEX
+from small import images as float64_images
+from test_folding import Plain, images
+from test_watch import FAR, named, watched
+
+from robustfg.attacks import APGD, Cascade, Engine, GradientAttack, Linf, Square, victim
+
+
+@pytest.fixture
+def waiting(monkeypatch):
+    """Switches to looking every few steps."""
+
+    def begin(patience=8):
+        monkeypatch.setattr(victim, "host_waits", lambda device: True)
+        monkeypatch.setattr(victim, "PATIENCE", patience)
+
+    return begin
+
+
+def last(attack, model, *samples):
+    *_, attempt = attack.attempts(model, *samples)
+    return attempt
+
+
+@pytest.mark.parametrize("patience", [3, 8])
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+def test_images_and_counts_are_those_of_a_host_that_never_waits(attack, patience, waiting):
+    model, clean = Embedding(), float64_images()
+    at_once = last(attack, model, clean, LABEL, INDEX)
+    waiting(patience)
+    late = last(attack, model, clean, LABEL, INDEX)
+    for column in ("forwards", "backwards", "first_success", "dead_gradient"):
+        assert torch.equal(getattr(at_once, column), getattr(late, column)), column
+    assert torch.allclose(at_once.image, late.image, rtol=0, atol=1e-12)
+    assert torch.allclose(at_once.margin, late.margin, rtol=0, atol=1e-12, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", [GradientAttack, Square])
+def test_so_is_the_least_reading_of_a_watch(kind, waiting):
+    clean = named()
+    budget = {"queries": 60} if kind is Square else {"steps": 12}
+    attack = kind(threat=BALL.__class__(epsilon=0.2), watch=FAR, **budget)
+    label = torch.zeros(len(clean), dtype=torch.int64)
+    at_once = last(attack, watched(), clean[..., :2], label)
+    waiting()
+    late = last(attack, watched(), clean[..., :2], label)
+    assert torch.equal(at_once.least, late.least)
+    assert at_once.least.isfinite().any()
+
+
+class Askew(torch.nn.Module):
+    """A copy that rounds its answers coarsely."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image):
+        logits = self.model(image)
+        return logits + ((logits / 3e-4).round() * 3e-4 - logits).detach()
+
+
+@pytest.mark.parametrize("make", [GradientAttack, APGD, Square])
+def test_whom_a_copy_leaves_open_the_model_itself_is_asked_about_before_they_go(make, waiting, monkeypatch):
+    model, image = Plain().centred(), images(40)
+    label, asked = model(image).argmax(1), []
+    budget = {"queries": 60} if make is Square else {"steps": 10}
+    monkeypatch.setattr("robustfg.attacks.engine.folded", lambda model, image: Askew(model))
+    model.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
+    attack = make(threat=Linf(epsilon="0.7/255"), **budget)
+    waiting()
+    attempt = last(attack, model, image, label)
+    fooled = model(attempt.image).argmax(1) != label
+    assert 0 < fooled.sum() < 40
+    assert torch.equal(attempt.margin < 0, fooled)
+    assert torch.equal(attempt.first_success >= 0, fooled)
+    eager = last(replace(attack, engine=Engine(fold=False)), model, image, label)
+    assert ((eager.margin < 0) != fooled).sum() <= 2
+
+
+def test_suites_go_on_where_the_attacks_before_them_stopped(waiting):
+    model, image = Plain().centred(), images(20)
+    label = model(image).argmax(1)
+    suite = Cascade(
+        attacks={
+            "short": GradientAttack(threat=Linf(epsilon="0.7/255"), steps=3),
+            "long": APGD(threat=Linf(epsilon="0.7/255"), steps=10, name="long"),
+        }
+    )
+    at_once = last(suite, model, image, label)
+    waiting()
+    late = last(suite, model, image, label)
+    assert torch.equal(at_once.margin < 0, late.margin < 0)
+    assert 0 < (late.margin < 0).sum() < 20
