@@ -55,8 +55,8 @@ def ours(subject: Subject, attack: str) -> dict[str, Search]:
     last = list(attacks)[-1]
     engines = {"not folded": Engine(fold=False)}
     if subject.image.is_cuda:
-        graphs = Engine(compile="reduce-overhead", fixed_batch=len(subject.label))
-        engines |= {"CUDA graphs": graphs, "bfloat16": Engine(autocast="bfloat16")}
+        graphs = Engine(compile="cudagraphs", fixed_batch=len(subject.label))
+        engines["CUDA graphs"] = graphs
         engines["CUDA graphs, bfloat16"] = replace(graphs, autocast="bfloat16")
     return attacks | {f"{last}, {name}": replace(attacks[last], engine=engine) for name, engine in engines.items()}
 

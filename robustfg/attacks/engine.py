@@ -13,11 +13,12 @@ from robustfg.attacks.contract import checked
 from robustfg.attacks.folding import folded
 from robustfg.attacks.freeze import Model, attackable
 from robustfg.attacks.randomness import keyed_generators, seed_generators
+from robustfg.attacks.recording import recorded
 from robustfg.errors import UserError
 from robustfg.types import Output, joined, mapped
 
-Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
-"""What ``torch.compile`` knows; the second and third record CUDA graphs."""
+Mode = Literal["cudagraphs", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
+"""``"cudagraphs"`` records CUDA graphs and compiles nothing; the others are those of ``torch.compile``."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -30,10 +31,10 @@ class Engine:
             of the first convolution; it is used only if its answers agree.
         autocast: half precision for the search, ``"bfloat16"`` or ``"float16"``. Worth it on GPUs only: on a CPU
             without such units it is twenty times slower.
-        compile: ``torch.compile`` the search's model; true, or one of its modes, of which ``"reduce-overhead"`` and
-            ``"max-autotune"`` record CUDA graphs on a GPU. Asks for ``fixed_batch``. Tried on a CPU only, where it
-            pays on long attacks: a small CNN takes 26 s once and then 0.95 of the eager time. No CUDA graph has been
-            recorded with it yet; a test imitates that answers and gradients are written over.
+        compile: asks for ``fixed_batch``. ``"cudagraphs"``: record the passes of the search's model as CUDA graphs,
+            which takes less than a second and pays where a GPU waits for its host, with small images or networks; on
+            the CPU it does nothing. True, or a mode of ``torch.compile``: compile that model, which takes half a
+            minute and more; ``"reduce-overhead"`` and ``"max-autotune"`` record CUDA graphs, too.
         fixed_batch: run the model on exactly so many images at a time, filling up with copies, so that perturbations
             do not depend on the caller's batch to the last bit. None: as many as are still attacked.
         samples: forward passes over which the answers of a model with random parts are averaged; margins and
@@ -60,6 +61,11 @@ class Engine:
             raise UserError("engine.compile needs engine.fixed_batch: every new batch size would be compiled again")
         if self.samples < 1:
             raise UserError(f"engine.samples must be >= 1, got {self.samples}")
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The type of autocast."""
+        return None if self.autocast is None else DTYPES[self.autocast]
 
     def exact(self) -> "Engine":
         """The same without what changes answers by rounding."""
@@ -88,7 +94,9 @@ class Engine:
                 with keyed_generators(image.device, "folding"):
                     quick = folded(model, image)
             exact = quick is model and not (self.autocast or self.compile)
-            if self.compile:
+            if self.compile == "cudagraphs":
+                quick = recorded(quick, _filled(image[: self.fixed_batch], self.fixed_batch or 1), self.half)
+            elif self.compile:
                 quick = torch.compile(quick, dynamic=False, mode=None if self.compile is True else self.compile)
             with keyed_generators(image.device, *key, "model"):
                 yield Run(self, quick, None if exact else model, classes, key)
@@ -150,12 +158,12 @@ class Run:
         return mapped(joined(pieces), lambda value: value[: len(image)])
 
     def _forward(self, image: Tensor) -> Output | Tensor:
-        half = self.engine.autocast
+        half = self.engine.half
         if self.engine.compile and image.requires_grad:
             image = image.view_as(image)
             # A CUDA graph writes its next gradient over this one, and its next answer.
             image.register_hook(torch.Tensor.clone)  # type: ignore[no-untyped-call]
-        with torch.autocast(image.device.type, DTYPES[half]) if half else nullcontext():
+        with torch.autocast(image.device.type, half) if half else nullcontext():
             output = checked(self.model(image), len(image), self.classes)
         if self.engine.compile:
             output = mapped(output, torch.Tensor.clone)

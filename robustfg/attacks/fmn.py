@@ -81,7 +81,7 @@ class FMN(MinimumNormAttack):
         smallest = torch.full_like(radius, torch.inf)
         for taken in range(self.steps - 1):
             slope = victim.slope(image, self.objective)
-            wrong = slope.margin < 0
+            wrong = victim.margin < 0
             size = self.threat.size(image.double() - victim.clean.double())
             smallest = torch.where(wrong, torch.minimum(size, smallest), smallest)
             linear = size - slope.value.double().nan_to_num() / self._dual(slope.gradient)

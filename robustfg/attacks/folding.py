@@ -24,7 +24,9 @@ relative to themselves."""
 SAMPLES = 4
 """How many images a new copy is compared on; later calls compare one."""
 
-KEPT = "_robustfg_folded"
+OURS = "_robustfg_"
+"""What we leave in a model begins so."""
+KEPT = OURS + "folded"
 """Attribute of the model under which its copy lives, and with which it dies: a copy may refer to the model, as a
 Lightning module does through its trainer, so anything else that held it would hold the model."""
 
@@ -168,8 +170,8 @@ def _rest(norm: nn.BatchNorm2d) -> nn.Module:
 def _shallow(module: nn.Module) -> nn.Module:
     """The same module with its own dictionary of parts."""
     copy: nn.Module = module.__class__.__new__(module.__class__)
-    copy.__dict__ = module.__dict__ | {"_modules": dict(module._modules)}
-    copy.__dict__.pop(KEPT, None)
+    held = {name: value for name, value in module.__dict__.items() if not name.startswith(OURS)}
+    copy.__dict__ = held | {"_modules": dict(module._modules)}
     return copy
 
 

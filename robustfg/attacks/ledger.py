@@ -73,7 +73,7 @@ class Ledger:
         )
         self._all: Columns | None = None
         self._standing: Tensor | None = None  # (b,) bool; None: nobody rests
-        self._owed = [0, 0]  # passes of everybody that are in no column yet
+        self._owed = [0, 0]  # passes of all who do not rest that are in no column yet
 
     @property
     def whole(self) -> bool:
@@ -108,20 +108,22 @@ class Ledger:
 
     def charge(self, forwards: Tensor | int, backwards: Tensor | int = 0) -> None:
         """Counts passes, ``(b,)`` or of everybody."""
-        if self._standing is not None:
-            forwards, backwards = forwards * self._standing, backwards * self._standing
-        if isinstance(forwards, int) and isinstance(backwards, int):
-            self._owed = [self._owed[0] + forwards, self._owed[1] + backwards]
-        else:
-            self._add(forwards, backwards)
+        for place, passes in enumerate((forwards, backwards)):
+            if isinstance(passes, int):
+                self._owed[place] += passes
+            else:
+                self._add(place, passes if self._standing is None else passes * self._standing)
 
     def _pay(self) -> None:
-        if any(self._owed):
-            self._add(*self._owed)
-            self._owed = [0, 0]
+        who = 1 if self._standing is None else self._standing
+        for place, passes in enumerate(self._owed):
+            if passes:
+                self._add(place, who, passes)
+        self._owed = [0, 0]
 
-    def _add(self, forwards: Tensor | int, backwards: Tensor | int) -> None:
-        self.now = self.now._replace(forwards=self.now.forwards + forwards, backwards=self.now.backwards + backwards)
+    def _add(self, place: int, passes: Tensor | int, times: int = 1) -> None:
+        name = ("forwards", "backwards")[place]
+        self.now = self.now._replace(**{name: torch.add(getattr(self.now, name), passes, alpha=times)})
 
     def settle(self, image: Tensor, mask: Tensor | None) -> None:
         """Says what the result is, for whom ``mask`` ``(b,)`` names or for everybody, with a margin nobody has seen."""
@@ -145,6 +147,13 @@ class Ledger:
         score, done = self._scored(image, clean, margin, wrong)
         self._take(self._better(score), image, score, margin)
         self.now = self.now._replace(fooled=self.now.fooled | done)
+
+    def noted(self, wrong: Tensor, each: int) -> None:
+        """Takes in which of the last answers were wrong, ``(n, b)`` in their order, charged already, ``each`` alike."""
+        turn = wrong.long().argmax(0)  # the first one
+        before = self.now.forwards + self._owed[0] - each * len(wrong)
+        first = torch.where(wrong.any(0) & (self.now.first < 0), before + each * turn, self.now.first)
+        self.now = self.now._replace(first=first)
 
     def saw_some(self, image: Tensor, clean: Tensor, margin: Tensor, of: Tensor) -> None:
         """Takes in several images of some samples, of which each sample's best counts.

@@ -156,5 +156,5 @@ class PenaltyAttack(MinimumNormAttack):
     def ask(self, victim: Victim, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One pass: the objective's gradient, 0 where there is success, the margin, and where there is success."""
         slope = victim.slope(image, self.objective)
-        wrong = slope.margin < 0
-        return slope.gradient.masked_fill(wrong.view(-1, 1, 1, 1), 0), slope.margin, wrong
+        wrong = victim.margin < 0
+        return slope.gradient.masked_fill(wrong.view(-1, 1, 1, 1), 0), victim.margin, wrong

@@ -16,8 +16,6 @@ class Slope:
     """``(b,)`` what is maximised."""
     gradient: Tensor
     """``(b, C, H, W)``; zero where it was not finite."""
-    margin: Tensor
-    """``(b,)`` decision margin, negative where the sample is fooled."""
     output: Output | Tensor
     """What the model answered, detached."""
 

@@ -10,13 +10,13 @@ from robustfg.attacks.acceptance import Reading
 from robustfg.attacks.base import Task
 from robustfg.attacks.engine import Run, average
 from robustfg.attacks.ledger import Ledger
-from robustfg.attacks.objectives import Objective
+from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.referee import Referee
 from robustfg.attacks.slope import Slope, derivative
 from robustfg.attacks.threat import Threat
 from robustfg.attacks.transforms import Change
 from robustfg.attacks.watch import Watch
-from robustfg.types import Output, logits_of, mapped
+from robustfg.types import Output, joined, logits_of, mapped
 
 PATIENCE = 8
 """Steps between two looks at who may leave, where a look makes the host wait."""
@@ -42,6 +42,8 @@ class Victim:
         watch: a reading whose least value among wrong answers is kept as well.
 
     Attributes:
+        margin: decision margins ``(b,)`` of the images last asked about for everybody. With ``stay`` and no ``minimum``
+            those of ``look`` only.
         asked: clean logits ``(B, K)`` if they were asked for before a sample left.
     """
 
@@ -58,6 +60,7 @@ class Victim:
     ) -> None:
         self.run, self.threat, self.decision, self.stay = run, threat, decision, stay
         self.clean, self.label, self.index = task.image, task.label, task.index
+        self.margin = task.image.new_empty(0)
         self.asked: Tensor | None = None
         self._logits = task.logits
         self._ledger = Ledger(task.image, threat, minimum=minimum, keeps=minimum or not stay)
@@ -67,6 +70,7 @@ class Victim:
         self._waits = host_waits(task.image.device)
         self._trusting = self._waits and run.itself is not None and not (minimum or stay) and watch is None
         self._last: Output | Tensor | None = None
+        self._unread: list[Output | Tensor] = []
 
     def __len__(self) -> int:
         return len(self.clean)
@@ -98,12 +102,13 @@ class Victim:
             outputs.append(more[2])
         if samples > 1:
             value, gradient, output = value / samples, gradient / samples, average(outputs)
-        if seen_as is None:
-            margin = self._remember(image.detach(), output, None)
-        else:
-            margin = -self.decision(output, self.label)
+        if seen_as is not None:
             self._ledger.charge(samples)
-        return Slope(value, self._finite(gradient), margin, output)
+        elif self._ledger.keeps or self._watch is not None:
+            self._remember(image.detach(), output, None)
+        else:
+            self._note(output)
+        return Slope(value, self._finite(gradient), output)
 
     def _differentiated(
         self, image: Tensor, objective: Objective, seen_as: Change | None
@@ -166,6 +171,7 @@ class Victim:
         if bool(mask.all()):
             return state
         here = len(mask)
+        self._read()
         self._ledger.keep(mask)
         self._last = None if self._last is None else mapped(self._last, lambda value: value[mask])
         self.clean, self.label, self.index = self.clean[mask], self.label[mask], self.index[mask]
@@ -207,6 +213,7 @@ class Victim:
     def results(self) -> tuple[Tensor, ...]:
         """Of all ``B`` samples: image, margin, first_success, forwards, backwards, dead_gradient."""
         self._ask_about_kept()
+        self._read()
         found = self._ledger.all()
         return found.image, found.margin, found.first, found.forwards, found.backwards, found.dead
 
@@ -221,9 +228,7 @@ class Victim:
 
     def _remember(self, image: Tensor, output: Output | Tensor, of: Tensor | None) -> Tensor:
         """Margins ``(n,)`` of what was asked; counts the passes and keeps what is better than before."""
-        if not self._answered:
-            self._answered = True
-            warn_of_probabilities(logits_of(output))
+        self._warn(output)
         samples, ledger = self.run.engine.samples, self._ledger
         label = self.label if of is None else self.label[of]
         asked = None
@@ -238,6 +243,7 @@ class Victim:
         if self._watch is not None:
             passes = passes + samples * self._watched(image, output, label, margin, of)
         if of is None:
+            self.margin = margin
             ledger.saw(image, self.clean, margin)
         else:
             ledger.saw_some(image, self.clean[of], margin, of)
@@ -245,6 +251,27 @@ class Victim:
             passes = torch.zeros_like(ledger.now.forwards).index_add(0, of, each)
         ledger.charge(passes)
         return margin
+
+    def _note(self, output: Output | Tensor) -> None:
+        """Takes in what was answered about an image that is no result: only the first mistake is told."""
+        self._warn(output)
+        self._ledger.charge(self.run.engine.samples)
+        self._unread.append(logits_of(output) if self.decision == Margin() else output)
+        if len(self._unread) == PATIENCE:
+            self._read()
+
+    def _read(self) -> None:
+        """Looks for the first mistakes in what was noted, together: one by one it costs more than a small network."""
+        if self._unread:
+            turns = len(self._unread)
+            margin = -self.decision(joined(self._unread), self.label.repeat(turns))
+            self._ledger.noted((margin < 0).view(turns, -1), self.run.engine.samples)
+            self._unread = []
+
+    def _warn(self, output: Output | Tensor) -> None:
+        if not self._answered:
+            self._answered = True
+            warn_of_probabilities(logits_of(output))
 
     def _ask_about_kept(self) -> None:
         """Asks the model itself about the kept images that a copy, whose word was taken so far, leaves open."""

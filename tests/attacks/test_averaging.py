@@ -83,7 +83,8 @@ def test_a_look_tells_the_mean_answer_its_margin_and_with_pull_its_gradient():
 
 def test_a_slope_is_that_of_the_mean_objective_and_its_margin_that_of_the_mean_answer():
     model, clean = Wavering(), images()
-    slope = victim_of(model, clean).slope(clean, CrossEntropy())
+    victim = victim_of(model, clean)
+    slope = victim.slope(clean, CrossEntropy())
     naive = clean.clone().requires_grad_()
     values = torch.stack(
         [nn.functional.cross_entropy(model.answer(naive, t), LABEL, reduction="none") for t in range(DRAWS)]
@@ -91,7 +92,7 @@ def test_a_slope_is_that_of_the_mean_objective_and_its_margin_that_of_the_mean_a
     (expected,) = torch.autograd.grad(values.sum(), naive)
     assert torch.allclose(slope.value, values)
     assert torch.allclose(slope.gradient, expected)
-    assert torch.allclose(slope.margin, -Margin()(model.mean(clean), LABEL))
+    assert torch.allclose(victim.margin, -Margin()(model.mean(clean), LABEL))
 
 
 BANK = FeatureBank(torch.eye(3, dtype=torch.float64)[[0, 1]] * 9, torch.tensor([0, 1]))

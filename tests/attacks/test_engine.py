@@ -112,7 +112,7 @@ def test_an_averaged_gradient_is_nearer_to_that_without_noise():
         ({"compile": True}, "engine.compile needs engine.fixed_batch"),
         (
             {"compile": "fast", "fixed_batch": 8},
-            "engine.compile must be false, true or one of default, red",
+            "engine.compile must be false, true or one of cudagraphs, de",
         ),
         ({"compile": "default"}, "engine.compile needs engine.fixed_batch"),
         ({"samples": 0}, "engine.samples must be >= 1, got 0"),
@@ -202,3 +202,9 @@ def test_a_description_tells_engines_apart_where_they_change_results():
         told = {json.dumps(attack.settings()) for attack in (plain, averaged, other)}
         assert len(told) == 3, kind
         assert "samples" in json.dumps(Cascade(attacks={"a": averaged}).settings())
+
+
+def test_nothing_is_recorded_on_the_cpu():
+    model, image, label, index = labelled(12)
+    found = [attack(replace(FIXED, compile=compile_))(model, image, label, index) for compile_ in (False, "cudagraphs")]
+    assert torch.equal(*found)

@@ -123,5 +123,4 @@ def test_mixed_precision_on_a_gpu_moves_all_weights_and_keeps_them_finite(name, 
     model = fitted(regimes(ramp_epochs=1)[name], 4, accelerator="gpu", devices=1, precision=precision)
     for key, value in model.state_dict().items():
         assert value.isfinite().all()
-        kept = name == "mcat" and key == "loss.means"
-        assert torch.equal(value.cpu(), start[key]) == kept
+        assert not torch.equal(value.cpu(), start[key])
