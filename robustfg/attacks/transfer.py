@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.attacks.base import Attack, Attempt, Task
-from robustfg.attacks.contract import checked
-from robustfg.attacks.freeze import Model, attackable
+from robustfg.attacks.engine import Engine
+from robustfg.attacks.freeze import Model
 from robustfg.attacks.randomness import keyed_generators
+from robustfg.attacks.search import Search
 from robustfg.attacks.threat import Threat
+from robustfg.attacks.victim import warn_of_probabilities
 from robustfg.errors import UserError
 from robustfg.types import Output, decision_margin, logits_of
 
@@ -73,6 +75,7 @@ class Transfer(Attack):
         least = self._least_before(margin, before)
         if crafted is not None:
             answer = self._answer(model, crafted.image, part.label)
+            warn_of_probabilities(logits_of(answer))
             image[standing] = crafted.image
             margin[standing] = -self.decision(answer, part.label).to(margin.dtype)
             first[standing & (margin < 0)] = 0
@@ -89,9 +92,15 @@ class Transfer(Attack):
         return -self.decision(self._answer(model, image, label), label.detach().clone())
 
     def _answer(self, model: Model, image: Tensor, label: Tensor) -> Output | Tensor:
+        classes = int(label.max()) + 1 if len(label) else 0
         own = keyed_generators(image.device, self.seed, self.name, "margins")
-        with attackable(model), own, torch.no_grad():
-            return checked(model(image.detach().clone()), len(image), int(label.max()) + 1 if len(label) else 0)
+        with self._asking().running(model, image, classes) as run, own, torch.no_grad():
+            return run(image.detach().clone())
+
+    def _asking(self) -> Engine:
+        """The attacked model itself, on as many images at a time as the surrogate."""
+        size = self.attack.engine.fixed_batch if isinstance(self.attack, Search) else None
+        return Engine(fold=False, fixed_batch=size)
 
     def _least_before(self, margin: Tensor, before: Attempt | None) -> Tensor | None:
         if before is None or before.least is None:
