@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
-from robustfg.attacks.randomness import keyed_generators
 from robustfg.attacks.search import Search
 from robustfg.attacks.threat import Threat
 from robustfg.attacks.victim import warn_of_probabilities
@@ -74,7 +73,7 @@ class Transfer(Attack):
         first = torch.full_like(task.label, -1) if before is None else before.first_success.clone()
         least = self._least_before(margin, before)
         if crafted is not None:
-            answer = self._answer(model, crafted.image, part.label)
+            answer = self._answer(model, crafted.image, part.label, part.index)
             warn_of_probabilities(logits_of(answer))
             image[standing] = crafted.image
             margin[standing] = -self.decision(answer, part.label).to(margin.dtype)
@@ -89,13 +88,13 @@ class Transfer(Attack):
         return Attempt(image, margin, first, spent, none, none.bool(), least=least)
 
     def margins(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
-        return -self.decision(self._answer(model, image, label), label.detach().clone())
+        return -self.decision(self._answer(model, image, label, index), label.detach().clone())
 
-    def _answer(self, model: Model, image: Tensor, label: Tensor) -> Output | Tensor:
+    def _answer(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None) -> Output | Tensor:
         classes = int(label.max()) + 1 if len(label) else 0
-        own = keyed_generators(image.device, self.seed, self.name, "margins")
-        with self._asking().running(model, image, classes) as run, own, torch.no_grad():
-            return run(image.detach().clone())
+        key = self.seed, self.name, "margins"
+        with self._asking().running(model, image, classes, key) as run, torch.no_grad():
+            return run(image.detach().clone(), index)
 
     def _asking(self) -> Engine:
         """The attacked model itself, on as many images at a time as the surrogate."""

@@ -85,6 +85,20 @@ def test_the_attacked_model_is_asked_about_as_many_images_at_a_time_as_the_surro
     assert sizes == [4] * 3 + [4] * 3
 
 
+def test_a_random_models_answers_go_with_the_sample_where_it_is_asked_about_one_at_a_time():
+    model, clean = Net(), images()
+    label, attack = model(clean).argmax(1), transfer(noisy_twin(Net()), engine=Engine(fixed_batch=1))
+
+    def noisy(image):
+        return model(image) + torch.randn(len(image), 5)
+
+    order = torch.tensor([4, 0, 5])
+    (whole,) = attack.attempts(noisy, clean, label, INDEX)
+    (part,) = attack.attempts(noisy, clean[order], label[order], INDEX[order])
+    assert torch.equal(part.margin, whole.margin[order])
+    assert torch.equal(attack.margins(noisy, part.image, label[order], INDEX[order]), part.margin)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_models_logits_may_be_of_another_dtype_than_the_images(dtype):
     model, clean = Net(), images()
