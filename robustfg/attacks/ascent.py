@@ -51,6 +51,15 @@ class Ascent(Search):
         """Rounds of one restart: one for every target, or one."""
         return 1 if self.targets is None else self.targets.count
 
+    @property
+    def passes(self) -> int:
+        return super().passes + self.looks_before
+
+    @property
+    def looks_before(self) -> int:
+        """Passes for the clean logits, which are asked for once, whatever the rounds."""
+        return int(self.targets is not None or isinstance(self.objective, ComparingObjective))
+
     def describe(self) -> Mapping[str, object]:
         return {
             "norm": self.threat.norm,

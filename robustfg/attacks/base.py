@@ -144,7 +144,10 @@ class Attack(ABC):
 
     @property
     def passes(self) -> int:
-        """Forward passes of one sample at the most, over all rounds; progress bars read it."""
+        """Forward passes of one sample at the most, over all rounds; progress bars read it.
+
+        So many times the engine's ``samples``, and without what is asked again of the model itself (``Referee``).
+        """
         return self.rounds * (int(getattr(self, "steps", 1)) + 1)
 
     def within(self, threat: Threat) -> Self:

@@ -66,7 +66,8 @@ class Kept:
 def folded(model: nn.Module, image: Tensor) -> nn.Module:
     """A copy of ``model`` in eval mode with batch norms folded, or ``model`` itself where that gains nothing.
 
-    Copies are kept as long as the weights stay the same; every call compares answers with the model's own.
+    Copies are kept as long as the weights stay the same; every call compares answers with the model's own. A kept copy
+    that disagrees is made anew; a new one that does is given up.
 
     Args:
         model: in eval mode.
@@ -76,12 +77,12 @@ def folded(model: nn.Module, image: Tensor) -> nn.Module:
     if not len(image) or not any(isinstance(m, nn.BatchNorm2d) or (on_cpu and Stem.suits(m)) for m in model.modules()):
         return model
     few, state = image[:1], _fingerprint(model)
-    kept = model.__dict__.get(KEPT)
-    if kept is None or kept.state != state:
+    kept: Kept = model.__dict__.get(KEPT, Kept())
+    if kept.state != state or (kept.copy is not None and not kept.agrees(model, few)):  # ``.data`` tells no change
         few = image[:SAMPLES]
         kept = model.__dict__[KEPT] = Kept(state, _fold(model, few))
-    if not kept.agrees(model, few):
-        kept.copy = None
+        if not kept.agrees(model, few):
+            kept.copy = None
     return model if kept.copy is None else kept.copy
 
 

@@ -45,7 +45,7 @@ class GradientAttack(Ascent):
 
     @property
     def passes(self) -> int:
-        return self.rounds * (self.steps + (not self.last_iterate))
+        return self.rounds * (self.steps + (not self.last_iterate)) + self.looks_before
 
     def victim_options(self) -> Mapping[str, bool]:
         return {"stay": self.last_iterate}

@@ -99,13 +99,17 @@ class ComparingObjective(ABC):
 class KullbackLeibler(ComparingObjective):
     """KL(p || q) from the clean prediction p to the attacked prediction q, as in TRADES (Zhang et al. 2019).
 
-    Its gradient is 0 at the clean image, so it asks for ``random_start``.
+    Its gradient is 0 at the clean image, so it asks for ``random_start``. Never in half precision, where a small
+    divergence is rounding.
     """
 
     name = "kullback_leibler"
 
     def __call__(self, output: Output | Tensor, clean: Tensor) -> Tensor:
-        log_q, log_p = logits_of(output).log_softmax(1), clean.log_softmax(1)
+        log_q, log_p = (
+            logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
+            for logits in (logits_of(output), clean)
+        )
         return (log_p.exp() * (log_p - log_q)).sum(1)
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.attacks.base import Attack, Attempt, Task
-from robustfg.attacks.contract import checked
-from robustfg.attacks.freeze import Model, attackable
-from robustfg.attacks.randomness import keyed_generators
+from robustfg.attacks.engine import Engine
+from robustfg.attacks.freeze import Model
+from robustfg.attacks.search import Search
 from robustfg.attacks.threat import Threat
+from robustfg.attacks.victim import warn_of_probabilities
 from robustfg.errors import UserError
 from robustfg.types import Output, decision_margin, logits_of
 
@@ -72,7 +73,8 @@ class Transfer(Attack):
         first = torch.full_like(task.label, -1) if before is None else before.first_success.clone()
         least = self._least_before(margin, before)
         if crafted is not None:
-            answer = self._answer(model, crafted.image, part.label)
+            answer = self._answer(model, crafted.image, part.label, part.index)
+            warn_of_probabilities(logits_of(answer))
             image[standing] = crafted.image
             margin[standing] = -self.decision(answer, part.label).to(margin.dtype)
             first[standing & (margin < 0)] = 0
@@ -86,12 +88,18 @@ class Transfer(Attack):
         return Attempt(image, margin, first, spent, none, none.bool(), least=least)
 
     def margins(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
-        return -self.decision(self._answer(model, image, label), label.detach().clone())
+        return -self.decision(self._answer(model, image, label, index), label.detach().clone())
 
-    def _answer(self, model: Model, image: Tensor, label: Tensor) -> Output | Tensor:
-        own = keyed_generators(image.device, self.seed, self.name, "margins")
-        with attackable(model), own, torch.no_grad():
-            return checked(model(image.detach().clone()), len(image), int(label.max()) + 1 if len(label) else 0)
+    def _answer(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None) -> Output | Tensor:
+        classes = int(label.max()) + 1 if len(label) else 0
+        key = self.seed, self.name, "margins"
+        with self._asking().running(model, image, classes, key) as run, torch.no_grad():
+            return run(image.detach().clone(), index)
+
+    def _asking(self) -> Engine:
+        """The attacked model itself, on as many images at a time as the surrogate."""
+        size = self.attack.engine.fixed_batch if isinstance(self.attack, Search) else None
+        return Engine(fold=False, fixed_batch=size)
 
     def _least_before(self, margin: Tensor, before: Attempt | None) -> Tensor | None:
         if before is None or before.least is None:

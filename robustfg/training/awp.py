@@ -21,7 +21,8 @@ class WeightPerturbation(Regime):
 
     Images are crafted at the present weights w by the regime below. Every weight tensor w_l is then moved once along
     the gradient g_l of the regime's loss on them, by v_l = gamma ||w_l|| g_l / ||g_l||, and the step's gradient is
-    taken at w + v. Tensors of one dimension (biases, batch norm) stay, as in the authors' release.
+    taken at w + v. Tensors of one dimension (biases, batch norm) stay, as in the authors' release; so do those whose
+    gradient is not finite.
 
     The weights themselves are never changed: the classifier is called with w + v in their place, so nothing needs to be
     put back, whatever happens in between. All processes of a distributed run average g before they move. The search for
@@ -58,11 +59,13 @@ class WeightPerturbation(Regime):
     def _moves(self, scored: nn.Module, value: Tensor) -> dict[str, Tensor]:
         """Moved weights w + v by name, for those that move. Their gradient passes through to w unchanged."""
         weights = {name: w for name, w in scored.named_parameters() if w.requires_grad and w.dim() > 1}
+        if not weights:
+            return {}
         found = torch.autograd.grad(value, list(weights.values()), allow_unused=True, materialize_grads=True)
         moves = {}
         for (name, weight), gradient in zip(weights.items(), _averaged(found), strict=True):
             norm = gradient.norm()
-            direction = torch.where(norm > 0, gradient / norm, 0.0)
+            direction = torch.where((norm > 0) & norm.isfinite(), gradient / norm, 0.0)
             moves[name] = weight + self.gamma * weight.detach().norm() * direction
         return moves
 

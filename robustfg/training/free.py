@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks import Linf
+from robustfg.attacks.contract import classes_of
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.training.attacked import Attacked
@@ -41,6 +42,7 @@ class Free(Attacked):
         self.radius = Linf(epsilon=self.epsilon).radius
 
     def attacked(self, model: Classify, batch: Batch, moment: Moment, strength: float) -> Tensor:
+        classes_of(*batch)
         radius, noise = strength * self.radius, self._carried(batch.image, moment.slot)
         image = Linf(epsilon=radius).project(batch.image + noise, batch.image).requires_grad_(True)
 

@@ -1,14 +1,13 @@
 """TRADES: a clean loss, and predictions that stay the same around every image."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from robustfg.attacks import Rigid, Threat
-from robustfg.attacks.freeze import attackable
-from robustfg.attacks.randomness import keyed_normals
+from robustfg.attacks import Engine, GradientAttack, KullbackLeibler, Rigid, Steepest, Threat
+from robustfg.attacks.draws import Draws
 from robustfg.attacks.threat import step_length
+from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.training.attacked import Attacked
@@ -56,21 +55,10 @@ class Trades(Attacked):
         step_length(self.step_size, self.threat.reach)
 
     def attacked(self, model: Classify, batch: Batch, moment: Moment, strength: float) -> Tensor:
-        key = self.seed, "trades", moment.step
-        threat = self.threat.scaled(strength).placed(batch.image, batch.index, *key)
-        size = step_length(self.step_size, threat.reach)
-        with attackable(model):
-            clean = batch.image.detach().clone()
-            noise = keyed_normals(clean[0].numel(), batch.index, *key)
-            current = threat.project(clean + START * noise.view_as(clean).to(clean), clean)
-            with torch.no_grad():
-                reference = log_probabilities(model(clean))
-            for _ in range(self.steps):
-                current.requires_grad_(True)
-                value = divergence(reference, log_probabilities(model(current))).sum()
-                (gradient,) = torch.autograd.grad(value, current)
-                current = threat.project(current.detach() + size * threat.steepest(gradient), clean)
-        return current
+        attack = _Drift(
+            threat=self.threat.scaled(strength), step=Steepest(size=self.step_size), steps=self.steps, seed=self.seed
+        )
+        return attack(model, batch.image, batch.label, batch.index, draw=moment.step)
 
     def robust_terms(self, model: Classify, loss: LossModule, batch: Batch, adversarial: Tensor) -> dict[str, Tensor]:
         clean, attacked = model(batch.image), model(adversarial)
@@ -82,3 +70,30 @@ class Trades(Attacked):
             "accuracy": accuracy(clean, batch.label),
             "adversarial_accuracy": accuracy(attacked, batch.label),
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drift(GradientAttack):
+    """Away from the clean prediction, from the clean image with a little noise; what is fooled goes on."""
+
+    objective: KullbackLeibler = field(default_factory=KullbackLeibler)
+    random_start: bool = True
+    last_iterate: bool = True
+    engine: Engine = field(default_factory=lambda: Engine(fold=False))  # weights change at every training step
+    name: str = "trades"
+
+    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+        super().search(victim, _Draws(draws.seed, draws.attack, draws.draw, restart), restart)
+
+    def random_image(self, victim: Victim, draws: Draws) -> Tensor:
+        clean = victim.clean
+        noise = draws.normals(clean[0].numel(), victim.index).view_as(clean).to(clean)
+        return self.threat.placed(clean, victim.index, *draws.key).project(clean + START * noise, clean)
+
+
+class _Draws(Draws):
+    """There is one restart, which keys nothing."""
+
+    @property
+    def key(self) -> tuple[int | str, ...]:
+        return self.seed, self.attack, self.draw

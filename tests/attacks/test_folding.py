@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from robustfg.attacks import FGSM, PGD, CrossEntropy, Engine, GradientAttack, Linf
+from robustfg.attacks import FGSM, PGD, CrossEntropy, Engine, GradientAttack, Linf, folding
 from robustfg.attacks.folding import folded
 from robustfg.models import Backbone
 
@@ -138,8 +138,28 @@ def test_the_copy_is_made_once_and_again_when_the_weights_change():
 def test_a_change_that_nothing_gives_away_is_found_by_comparing_answers():
     model = settled(Plain())
     folded(model, images())
-    model[0].weight.data.mul_(2)
+    for _ in range(3):
+        before = folded(model, images())
+        model[0].weight.data.mul_(2)
+        after = folded(model, images())
+        assert after is not before
+        assert not norms(after)  # made anew, not given up
+        with torch.no_grad():
+            assert torch.allclose(after(images()), model(images()), rtol=0, atol=1e-5 * float(model(images()).max()))
+        assert folded(model, images()) is after
+
+
+def test_a_copy_that_disagrees_from_the_beginning_is_made_once_and_then_given_up(monkeypatch):
+    model, made = nn.Sequential(settled(Plain()), Jitter()).eval(), []
+    fold = folding._fold
+    monkeypatch.setattr(folding, "_fold", lambda *given: made.append(0) or fold(*given))
+    for _ in range(3):
+        assert folded(model, images()) is model
+    assert len(made) == 1
+    with torch.no_grad():
+        model[0][0].weight.mul_(2)
     assert folded(model, images()) is model
+    assert len(made) == 2
 
 
 def test_an_attack_on_the_copy_finds_what_one_on_the_model_finds():
@@ -163,7 +183,10 @@ def test_a_copy_that_answers_otherwise_is_not_believed_however_small_the_logits_
         model[-1].bias.mul_(scale)
     assert not norms(folded(model, images()))
     model[0].weight.data.mul_(2)  # which the copy, with its own fused weights, does not see
-    assert folded(model, images()) is model
+    copy_, inputs = folded(model, images()), images()
+    with torch.no_grad():
+        own, theirs = model(inputs), copy_(inputs)
+    assert (own - theirs).abs().max() <= 1e-4 * (own.max() - own.min())
 
 
 class Owned(Plain):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from test_gradient import INDEX, Log, Net, images, margins, named_images, pgd
 
-from robustfg.attacks import CrossEntropy, Linf, Transfer
+from robustfg.attacks import CrossEntropy, Engine, Linf, Transfer
 from robustfg.attacks.transfer import lent
 from robustfg.errors import UserError
 
@@ -64,6 +64,39 @@ def test_the_radius_reaches_the_attack_inside():
 
 def test_the_description_names_the_surrogate():
     assert transfer(Net()).describe()["surrogate"] == "twin"
+
+
+def test_an_attacked_model_that_returns_probabilities_is_told():
+    model, clean = Net(), images()
+    label, attack = model(clean).argmax(1), transfer(noisy_twin(Net()))
+    with pytest.warns(UserWarning, match="the model seems to return probabilities"):
+        list(attack.attempts(lambda image: model(image).softmax(1), clean, label, INDEX))
+
+
+def test_the_attacked_model_is_asked_about_as_many_images_at_a_time_as_the_surrogate():
+    model, clean, sizes = Net(), images(), []
+    label = model(clean).argmax(1)
+    attack = transfer(noisy_twin(Net()), engine=Engine(fixed_batch=4))
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    (whole,) = attack.attempts(model, clean, label, INDEX)
+    (part,) = attack.attempts(model, clean[:2], label[:2], INDEX[:2])
+    assert torch.equal(part.margin, whole.margin[:2])
+    assert torch.equal(attack.margins(model, clean[:2], label[:2]), attack.margins(model, clean, label)[:2])
+    assert sizes == [4] * 3 + [4] * 3
+
+
+def test_a_random_models_answers_go_with_the_sample_where_it_is_asked_about_one_at_a_time():
+    model, clean = Net(), images()
+    label, attack = model(clean).argmax(1), transfer(noisy_twin(Net()), engine=Engine(fixed_batch=1))
+
+    def noisy(image):
+        return model(image) + torch.randn(len(image), 5)
+
+    order = torch.tensor([4, 0, 5])
+    (whole,) = attack.attempts(noisy, clean, label, INDEX)
+    (part,) = attack.attempts(noisy, clean[order], label[order], INDEX[order])
+    assert torch.equal(part.margin, whole.margin[order])
+    assert torch.equal(attack.margins(noisy, part.image, label[order], INDEX[order]), part.margin)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -142,3 +142,23 @@ def test_a_weight_without_gradient_stays():
 def test_negative_options_are_refused_by_name(option):
     with pytest.raises(UserError, match=rf"training\.{option} must be >= 0, got -1"):
         WeightPerturbation(regime=BELOW["mart"](), **{option: -1})
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_weight_whose_gradient_is_not_finite_stays(value):
+    model, samples, below = Model(), batch(), BELOW["adversarial"]()
+    adversarial = below.craft(model, samples, Moment(0, 0.0))
+    plain, regime = below.terms(model, model.loss, samples, adversarial), WeightPerturbation(regime=below)
+    for weight in (parameter for parameter in model.parameters() if parameter.dim() > 1):
+        weight.register_hook(lambda gradient: gradient * value)
+    assert torch.equal(regime.terms(model, model.loss, samples, adversarial)["loss"], plain["loss"])
+
+
+def test_where_only_biases_learn_nothing_is_moved():
+    model, samples, below = Model(), batch(), BELOW["adversarial"]()
+    for weight in (parameter for parameter in model.parameters() if parameter.dim() > 1):
+        weight.requires_grad_(False)
+    adversarial = below.craft(model, samples, Moment(0, 0.0))
+    terms = WeightPerturbation(regime=below).terms(model, model.loss, samples, adversarial)
+    assert torch.equal(terms["loss"], below.terms(model, model.loss, samples, adversarial)["loss"])
+    terms["loss"].backward()

@@ -76,3 +76,9 @@ def test_the_perturbation_grows_with_the_radius_and_is_clipped_to_it():
 def test_no_replay_is_refused_by_name():
     with pytest.raises(UserError, match=r"training\.replays must be >= 1, got 0"):
         Free(epsilon="8/255", replays=0)
+
+
+def test_images_that_are_not_pixels_are_refused_not_clamped():
+    samples = Batch(2 * torch.rand(2, 3, 12, 12), torch.tensor([0, 1]), torch.tensor([0, 1]))
+    with pytest.raises(UserError, match=r"images must lie in \[0, 1\]"):
+        Free(epsilon="16/255").craft(classifier(None), samples, Moment(0, 0.0))

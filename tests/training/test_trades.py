@@ -1,9 +1,14 @@
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from small_classifiers import LOSSES, Model, batch, gradients, kl_by_hand, logits_by_hand, loss_by_hand, same
+from torch import nn
 
 from robustfg.attacks import L0, L2, Frame, Linf, Patch, Rigid
 from robustfg.attacks.randomness import keyed_normals
+from robustfg.attacks.threat import ThreatError
 from robustfg.errors import UserError
 from robustfg.training import Trades
 from robustfg.training.regime import Moment
@@ -125,6 +130,67 @@ def test_logits_of_half_precision_are_scored_in_full():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = Trades(threat=LINF)(model, model.loss, samples, 0)
     assert terms["divergence"].dtype == torch.float32
+
+
+def test_images_are_crafted_by_the_divergence_in_full_precision_of_logits_in_half():
+    model, samples = Model().float(), batch()
+    samples = samples._replace(image=samples.image.float())
+
+    def halved(image, wide=False):
+        output = model(image)
+        half = output.logits.to(torch.bfloat16)
+        return replace(output, logits=half.float() if wide else half)
+
+    narrow, wide = (
+        Trades(threat=L2(epsilon=0.5)).craft(partial(halved, wide=wide), samples, Moment(0, 0.0))
+        for wide in (False, True)
+    )
+    assert torch.equal(narrow, wide)
+
+
+class OneBad(nn.Module):
+    """The gradient of one sample is not finite."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.model, self.value = Model(), value
+
+    def forward(self, image):
+        seen = image * 1
+        if seen.requires_grad:
+            seen.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor(2), self.value))
+        return self.model(seen)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2(epsilon=0.5)])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_sample_whose_gradient_is_not_finite_stays_at_its_start_and_the_others_do_not_mind(value, threat):
+    regime, samples, other = Trades(threat=threat), batch(), torch.arange(5) != 2
+    moved, crafted = (regime.craft(model, samples, Moment(0, 0.0)) for model in (Model(), OneBad(value)))
+    assert torch.equal(crafted[other], moved[other])
+    assert 0 < (crafted[2] - samples.image[2]).abs().max() < 6 * 0.001
+
+
+def test_a_model_that_cuts_the_graph_leaves_every_image_at_its_start():
+    model, samples = Model(), batch()
+    crafted = Trades(threat=LINF).craft(lambda image: model(image.detach()), samples, Moment(0, 0.0))
+    assert 0 < (crafted - samples.image).abs().max() < 6 * 0.001
+
+
+def test_images_that_are_not_pixels_are_refused_not_clamped():
+    samples = batch()
+    with pytest.raises(UserError, match=r"images must lie in \[0, 1\]"):
+        Trades(threat=LINF).craft(Model(), samples._replace(image=2 * samples.image), Moment(0, 0.0))
+
+
+class Unbounded(L2):
+    def _to_ball(self, image, clean):
+        return image
+
+
+def test_images_that_leave_the_ball_are_no_training_images():
+    with pytest.raises(ThreatError, match="perturbation of l2 size"):
+        Trades(threat=Unbounded(epsilon=0.1), step_size="2*eps").craft(Model(), batch(), Moment(0, 0.0))
 
 
 @pytest.mark.parametrize(
