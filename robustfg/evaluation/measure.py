@@ -20,6 +20,9 @@ SCORE, LEAST = "score/", "least/"
 """With a detector's name behind: its score of an image, and the least score seen at a wrong prediction of a sample."""
 BORDERLINE = 1e-4  # a smaller margin may flip with the batch size: such samples are decided alone
 
+FLOAT_NOISE = 1e-4
+"""Grey levels by which the difference of two float32 images may miss a whole one; less than 1e-6 of the box."""
+
 
 def borderline(scale: Tensor) -> Tensor:
     """Margin under which float32 does not decide: 1e-4, or as much of the largest logit where that is over 1."""
@@ -174,13 +177,15 @@ def _told(
 def _perturbations(
     model: Classify, attack: Attack, restart: int, batch: Batch, image: Tensor, margin: Tensor, broken: Tensor
 ) -> list[Perturbation]:
-    """In whole grey levels where that still fools the model: rounded towards zero, so the ball and box are kept."""
+    """In whole grey levels, rounded towards zero, where that still fools the model and keeps to the ball."""
     if not len(broken):
         return []
     clean, delta = batch.image[broken], (image - batch.image)[broken]
-    levels = delta.sign() * (delta.abs() * 255 + 1e-3).floor()
-    small = bool((levels.abs() <= 127).all())
-    survives = ~verdicts(model, (clean + levels / 255).clamp(0, 1), batch.label[broken])["correct"] & small
+    levels = delta.sign() * (delta.abs() * 255 + FLOAT_NOISE).floor()
+    small = (levels.abs() <= 127).flatten(1).all(1)
+    allowed = attack.threat.size(levels.double() / 255) <= attack.threat.radius + 1e-6
+    fools = ~verdicts(model, (clean + levels / 255).clamp(0, 1), batch.label[broken])["correct"]
+    survives = small & allowed & fools
     return [
         Perturbation(
             int(batch.index[sample]), attack.name, restart, float(margin[sample]),
