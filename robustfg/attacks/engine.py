@@ -13,7 +13,7 @@ from robustfg.attacks.contract import checked
 from robustfg.attacks.folding import folded
 from robustfg.attacks.freeze import Model, attackable
 from robustfg.attacks.randomness import keyed_generators, seed_generators
-from robustfg.attacks.recording import recorded
+from robustfg.attacks.recording import Recorded, recorded
 from robustfg.errors import UserError
 from robustfg.types import Output, joined, mapped
 
@@ -159,13 +159,14 @@ class Run:
 
     def _forward(self, image: Tensor) -> Output | Tensor:
         half = self.engine.half
-        if self.engine.compile and image.requires_grad:
+        compiled = self.engine.compile and not isinstance(self.model, Recorded)
+        if compiled and image.requires_grad:
             image = image.view_as(image)
             # A CUDA graph writes its next gradient over this one, and its next answer.
             image.register_hook(torch.Tensor.clone)  # type: ignore[no-untyped-call]
         with torch.autocast(image.device.type, half) if half else nullcontext():
             output = checked(self.model(image), len(image), self.classes)
-        if self.engine.compile:
+        if compiled:
             output = mapped(output, torch.Tensor.clone)
         return mapped(output, torch.Tensor.float) if half else output
 

@@ -89,13 +89,13 @@ class Ledger:
             everyone[self.rows] = column
         return self._all
 
-    def keep(self, mask: Tensor) -> None:
-        """Lets the samples go that ``mask`` ``(b,)`` does not name."""
+    def keep(self, rows: Tensor) -> None:
+        """Lets the samples go that ``rows`` ``(n,)``, places among those still attacked, does not name."""
         everyone = self.all()
         if self._all is None:
             self._all = Columns(*(column.clone() for column in everyone))
-        self.rows, self._standing = self.rows[mask], None
-        self.now = Columns(*(column[mask] for column in self.now))
+        self.rows, self._standing = self.rows[rows], None
+        self.now = Columns(*(column[rows] for column in self.now))
 
     def rest(self) -> None:
         """From here on those who have won only wait to be let go."""

@@ -6,6 +6,7 @@ from weakref import ref
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from robustfg.attacks.freeze import Model
 from robustfg.errors import UserError
@@ -15,72 +16,158 @@ KEPT = "_robustfg_recorded"
 """Attribute of the model under which its recordings live, and with which they die."""
 AGREEMENT = 1e-5
 """Largest difference of logits, relative to their spread, at which a recording is believed."""
+WARM_UP = 3
+"""Passes before a recording, in which libraries choose their kernels."""
 
 
-class Recordings(dict[tuple[object, ...], "Recording"]):
-    """By shape, types and place of the weights; left out where the model is copied or pickled."""
+class Kept(dict[tuple[object, ...], "Recorded"]):
+    """Recordings by shape, types and place of the weights; left out where the model is copied or pickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Recordings, ()
+        return Kept, ()
 
 
-class Recording:
-    """Forward and backward pass to images of one shape, played from memory; answers are written over by the next ones.
+class Recorded:
+    """Answers as a model does, to images of one shape and with its passes played from memory.
 
+    There are as many recordings as answers whose graphs are alive at once: one holds the activations of one answer.
     What decides the passes besides weights and images, such as an attribute that the forward pass reads, is as it was
     when they were recorded.
 
     Args:
         model: frozen and in eval mode.
-        image: ``(B, C, H, W)`` on a GPU; only images of this shape can be asked about.
         half: run under autocast with this type.
-
-    Raises:
-        UserError: for a model that cannot be recorded.
     """
 
-    def __init__(self, model: nn.Module, image: Tensor, half: torch.dtype | None) -> None:
-        self._model = ref(model)
-        self._half = half
+    def __init__(self, model: nn.Module, half: torch.dtype | None) -> None:
+        self._model, self._half = ref(model), half
         self._form: Output | Tensor | None = None
-        sample = (image.detach().clone().requires_grad_(),)
+        self._recordings: list[Recording] = []
+
+    def __call__(self, image: Tensor) -> Output | Tensor:
+        """The answer to ``(B, C, H, W)`` on a GPU. Raises ``UserError`` for a model that cannot be recorded."""
+        free = next((recording for recording in self._recordings if not recording.busy), None)
+        if free is None:
+            free = Recording(self._flat, image)
+            self._recordings.append(free)
+        parts = iter(cast(tuple[Tensor, ...], _Replay.apply(image, free)))
+        assert self._form is not None
+        return mapped(self._form, lambda _: next(parts))
+
+    @torch.no_grad()
+    def agrees(self, image: Tensor) -> bool:
+        """Whether the model still answers what was recorded."""
+        own, played = logits_of(self._answer(image)), logits_of(self(image))
+        return bool((own - played).abs().max() <= AGREEMENT * (own.max() - own.min()))
+
+    def _flat(self, image: Tensor) -> tuple[Tensor, ...]:
+        self._form = self._answer(image)
+        return tuple(_tensors(self._form))
+
+    def _answer(self, image: Tensor) -> Output | Tensor:
+        model, half = self._model(), self._half
+        assert model is not None
+        # Cached casts would be made outside the graph once and be missing in it.
+        with torch.autocast(image.device.type, half, enabled=half is not None, cache_enabled=False):
+            answer: Output | Tensor = model(image)
+        return answer if half is None else mapped(answer, torch.Tensor.float)
+
+
+class Recording:
+    """One forward and one backward pass as graphs that share their memory.
+
+    Args:
+        passes: images to tensors.
+        image: an image batch to record with.
+    """
+
+    def __init__(self, passes: Callable[[Tensor], tuple[Tensor, ...]], image: Tensor) -> None:
+        self._image = image.detach().clone().requires_grad_()
+        self._graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        self._held: ref[_Held] | None = None
         try:
-            with torch.autocast(image.device.type, enabled=False):
-                play = torch.cuda.make_graphed_callables(self._flat, sample, allow_unused_input=True)
-                self._play = cast(Callable[[Tensor], tuple[Tensor, ...]], play)
+            with torch.enable_grad(), torch.cuda.device(image.device):
+                self._warm_up(passes)
+                with torch.cuda.graph(self._graphs[0]):
+                    self._answers = passes(self._image)
+                self.differentiable = [answer.requires_grad for answer in self._answers]
+                self._slopes = [torch.zeros_like(answer) for answer in self._moved(self._answers)]
+                self._gradient = torch.zeros_like(self._image)
+                if self._slopes:
+                    with torch.cuda.graph(self._graphs[1], pool=self._graphs[0].pool()):
+                        self._gradient = self._differentiated(self._answers, self._slopes)
         except RuntimeError as error:
             raise UserError(
                 f"engine.compile: no CUDA graph of this model can be recorded; choose another mode or false ({error})"
             ) from error
 
-    def __call__(self, image: Tensor) -> Output | Tensor:
-        parts = iter(self._play(image))
-        assert self._form is not None
-        return mapped(self._form, lambda _: next(parts))
+    @property
+    def busy(self) -> bool:
+        """Whether somebody may still want the gradient of the last answer."""
+        return self._held is not None and self._held() is not None
 
-    def agrees(self, model: nn.Module, image: Tensor) -> bool:
-        """Whether ``model`` still answers what was recorded."""
-        with torch.no_grad():
-            own, played = logits_of(self._answer(model, image)), logits_of(self(image))
-        return bool((own - played).abs().max() <= AGREEMENT * (own.max() - own.min()))
+    def hold(self) -> "_Held":
+        """As long as what this gives lives, the recording is busy."""
+        held = _Held()
+        self._held = ref(held)
+        return held
 
-    def _answer(self, model: nn.Module, image: Tensor) -> Output | Tensor:
-        if self._half is None:
-            with torch.autocast(image.device.type, enabled=False):
-                return model(image)  # type: ignore[no-any-return]
-        # Cached casts would be made outside the graph once and be missing in it.
-        with torch.autocast(image.device.type, self._half, cache_enabled=False):
-            return mapped(model(image), torch.Tensor.float)
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """The answers, copied: the next ones are written where these lie."""
+        self._image.detach().copy_(image)
+        self._graphs[0].replay()
+        return tuple(answer.detach().clone() for answer in self._answers)
 
-    def _flat(self, image: Tensor) -> tuple[Tensor, ...]:
-        model = self._model()
-        assert model is not None
-        self._form = self._answer(model, image)
-        return tuple(_tensors(self._form))
+    def backward(self, slopes: tuple[Tensor, ...]) -> Tensor:
+        """The gradient to the image; it may be asked for several times."""
+        for place, slope in zip(self._slopes, self._moved(slopes), strict=True):
+            place.copy_(slope)
+        if self._slopes:
+            self._graphs[1].replay()
+        return self._gradient.clone()
+
+    def _moved(self, values: tuple[Tensor, ...]) -> list[Tensor]:
+        """Those of the answers that depend on the image."""
+        return [value for value, moves in zip(values, self.differentiable, strict=True) if moves]
+
+    def _differentiated(self, answers: tuple[Tensor, ...], slopes: list[Tensor]) -> Tensor:
+        # With the graph kept no activation is written over, so that the pass can be played again.
+        (gradient,) = torch.autograd.grad(self._moved(answers), self._image, slopes, retain_graph=True)
+        return gradient
+
+    def _warm_up(self, passes: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UP):
+                answers = passes(self._image)
+                self.differentiable = [answer.requires_grad for answer in answers]
+                if any(self.differentiable):
+                    self._differentiated(answers, [torch.zeros_like(answer) for answer in self._moved(answers)])
+        torch.cuda.current_stream().wait_stream(stream)
+
+
+class _Held:
+    """Lives as long as the graph of an answer."""
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image: Tensor, recording: Recording) -> tuple[Tensor, ...]:
+        ctx.recording, ctx.held = recording, recording.hold()
+        answers = recording.forward(image)
+        pairs = zip(answers, recording.differentiable, strict=True)
+        ctx.mark_non_differentiable(*(answer for answer, moves in pairs if not moves))
+        return answers
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
+        return ctx.recording.backward(slopes), None
 
 
 def recorded(model: Model, image: Tensor, half: torch.dtype | None) -> Model:
-    """A recording of a model's passes, or the model itself on the CPU and where a recording does not answer alike.
+    """A model's passes recorded, or the model itself on the CPU and where a recording does not answer alike.
 
     Recordings are kept as long as the weights lie where they are; every call compares answers.
 
@@ -96,13 +183,13 @@ def recorded(model: Model, image: Tensor, half: torch.dtype | None) -> Model:
         half = torch.get_autocast_dtype(kind)
     places = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
     key = tuple(image.shape), image.dtype, half, places
-    kept: Recordings = model.__dict__.setdefault(KEPT, Recordings())
+    kept: Kept = model.__dict__.setdefault(KEPT, Kept())
     for known in [other for other in kept if other[-1] != places]:
         del kept[known]
-    if key in kept and kept[key].agrees(model, image):
+    if key in kept and kept[key].agrees(image):
         return kept[key]
-    fresh = kept[key] = Recording(model, image, half)
-    return fresh if fresh.agrees(model, image) else model
+    fresh = kept[key] = Recorded(model, half)
+    return fresh if fresh.agrees(image) else model
 
 
 def _tensors(answer: Output | Tensor) -> Iterator[Tensor]:

@@ -168,15 +168,15 @@ class Victim:
 
     def keep(self, mask: Tensor, *state: *States) -> tuple[*States]:
         """Lets the samples go that ``mask`` ``(b,)`` does not name; returns the attack's state without them."""
-        if bool(mask.all()):
+        here, rows = len(mask), mask.nonzero().flatten()
+        if len(rows) == here:
             return state
-        here = len(mask)
         self._read()
-        self._ledger.keep(mask)
-        self._last = None if self._last is None else mapped(self._last, lambda value: value[mask])
-        self.clean, self.label, self.index = self.clean[mask], self.label[mask], self.index[mask]
-        self._logits = None if self._logits is None else self._logits[mask]
-        kept = tuple(s[mask] if isinstance(s, Tensor) and s.dim() and len(s) == here else s for s in state)
+        self._ledger.keep(rows)
+        self._last = None if self._last is None else mapped(self._last, lambda value: value[rows])
+        self.clean, self.label, self.index = self.clean[rows], self.label[rows], self.index[rows]
+        self._logits = None if self._logits is None else self._logits[rows]
+        kept = tuple(s[rows] if isinstance(s, Tensor) and s.dim() and len(s) == here else s for s in state)
         return kept  # type: ignore[return-value]
 
     def settle(self, image: Tensor, mask: Tensor | None = None) -> None:

@@ -317,7 +317,7 @@ def test_targets_are_part_of_the_description_and_count_in_the_passes(kind):
     assert described["targets"] == {"choice": "siblings", "count": 2, "groups": [0, 0, 1, 1, 1]}
     assert described["objective"] == "targeted_margin"
     assert described["restarts"] == 3
-    assert attack.passes == 6 * 7
+    assert attack.passes == 6 * 7 + 1  # the clean image, for the targets
 
 
 @pytest.mark.parametrize("kind", [GradientAttack, APGD])
