@@ -56,7 +56,10 @@ class Linf(Ball):
     def dual(self, gradient: Tensor) -> Tensor:
         return gradient.double().flatten(1).abs().sum(1)
 
-    def projector(self, clean: Tensor) -> Callable[[Tensor], Tensor]:
+    def projector(self, clean: Tensor, *, once: bool = False) -> Callable[[Tensor], Tensor]:
+        if once:
+            return lambda image: image.sub_(clean).clamp_(-self.radius, self.radius).add_(clean).clamp_(0, 1)
+
         @cache  # made after the first gradient, not before: they would have left the processor's cache meanwhile
         def bounds() -> tuple[Tensor, Tensor]:
             return (clean - self.radius).clamp_(0, 1), (clean + self.radius).clamp_(0, 1)

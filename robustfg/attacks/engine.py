@@ -19,6 +19,8 @@ from robustfg.types import Output, joined, mapped
 
 Mode = Literal["cudagraphs", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 """``"cudagraphs"`` records CUDA graphs and compiles nothing; the others are those of ``torch.compile``."""
+FEW = 5
+"""With fewer passes a copy is no gain on a GPU, where trying it takes as long as two of them."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -78,7 +80,7 @@ class Engine:
 
     @contextmanager
     def running(
-        self, model: Model, image: Tensor, classes: int = 0, key: tuple[int | str, ...] = ()
+        self, model: Model, image: Tensor, classes: int = 0, key: tuple[int | str, ...] = (), passes: int = FEW
     ) -> Iterator["Run"]:
         """The model frozen and prepared, and torch's generators seeded; all given back as it was, also after an error.
 
@@ -87,10 +89,12 @@ class Engine:
             image: some of the images, to try a private copy on.
             classes: how many it must know at least.
             key: of the model's own random numbers.
+            passes: about how many will be asked for.
         """
         with attackable(model):
             quick = model
-            if self.fold and isinstance(model, nn.Module):
+            worth = passes >= FEW or image.device.type == "cpu"
+            if self.fold and worth and isinstance(model, nn.Module):
                 with keyed_generators(image.device, "folding"):
                     quick = folded(model, image)
             exact = quick is model and not (self.autocast or self.compile)

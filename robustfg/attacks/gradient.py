@@ -57,7 +57,7 @@ class GradientAttack(Ascent):
             return
         current = self.random_image(victim, draws) if self.random_start or self.again(restart) else victim.clean
         threat = self.threat.placed(victim.clean, victim.index, *draws.key)
-        project = threat.projector(victim.clean)
+        project = threat.projector(victim.clean, once=self.steps == 1)
         for taken in range(self.steps):
             shown = self.step.ahead(current, memory, threat)
             seen_as: Change | None = None if shown is current else unchanged

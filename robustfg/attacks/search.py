@@ -69,7 +69,7 @@ class Search(Attack):
             margin = task.image.new_zeros(0)
             least = None if self.watch is None else margin
             return Attempt(task.image, margin, none, none, none, none.bool(), least=least)
-        with self.searching().running(model, task.image, task.classes, draws.key) as run:
+        with self.searching().running(model, task.image, task.classes, draws.key, self.passes // self.rounds) as run:
             victim = Victim(
                 run, task, threat=self.threat, decision=self.decision, watch=self.watch, **self.victim_options()
             )

@@ -27,7 +27,9 @@ class StepRule(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """The next image before projection, and what the rule remembers, ``(B, C, H, W)`` each."""
         direction, memory = self._direction(gradient, memory)
-        return torch.add(image, threat.steepest(direction), alpha=step_length(self.size, threat.reach)), memory
+        move = threat.steepest(direction)
+        place = None if move is direction else move  # no third image need be made
+        return torch.add(image, move, alpha=step_length(self.size, threat.reach), out=place), memory
 
     def ahead(self, image: Tensor, memory: Tensor | None, threat: Threat) -> Tensor:
         """Where the gradient is taken: at the image itself, but for rules that look ahead, perhaps beyond the ball."""

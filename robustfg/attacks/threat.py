@@ -88,8 +88,13 @@ class Threat(ABC):
         """The allowed image nearest to ``image`` in the ball, then clipped to the box; ``(B, C, H, W)``."""
         return self._to_ball(image, clean).clamp(0, 1)
 
-    def projector(self, clean: Tensor) -> Callable[[Tensor], Tensor]:
-        """``project`` for these clean images, with what it needs of them computed once; may change its argument."""
+    def projector(self, clean: Tensor, *, once: bool = False) -> Callable[[Tensor], Tensor]:
+        """``project`` for these clean images, with what it needs of them computed once; may change its argument.
+
+        Args:
+            clean: ``(B, C, H, W)``.
+            once: nothing need be kept for a second call.
+        """
         return lambda image: self.project(image, clean)
 
     @abstractmethod
