@@ -58,7 +58,10 @@ def ours(subject: Subject, attack: str) -> dict[str, Search]:
         graphs = Engine(compile="cudagraphs", fixed_batch=len(subject.label))
         engines["CUDA graphs"] = graphs
         engines["CUDA graphs, bfloat16"] = replace(graphs, autocast="bfloat16")
-    return attacks | {f"{last}, {name}": replace(attacks[last], engine=engine) for name, engine in engines.items()}
+    others = {f"{last}, {name}": replace(attacks[last], engine=engine) for name, engine in engines.items()}
+    if subject.image.is_cuda and last != "robustfg":
+        others["robustfg, CUDA graphs"] = replace(attacks["robustfg"], engine=engines["CUDA graphs"])
+    return attacks | others
 
 
 def compare(subject: Subject, attack: str, device: str, rounds: int) -> bool:

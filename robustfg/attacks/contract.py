@@ -1,5 +1,7 @@
 """What an attack asks of the samples it is handed and of the model's answers."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -62,3 +64,13 @@ def checked(answer: Output | Tensor, images: int, classes: int = 0) -> Output | 
     if known < classes:
         raise UserError(f"labels must be classes 0 to {known - 1} of the model, got {classes - 1}")
     return answer
+
+
+def warn_of_probabilities(logits: Tensor) -> None:
+    """Says what an attacker must know about a model whose softmax is part of it."""
+    if bool((logits >= 0).all() & ((logits.sum(1) - 1).abs() < 1e-4).all()):
+        warnings.warn(
+            "the model seems to return probabilities: attacks need logits (cross-entropy on probabilities is "
+            "weak); take the softmax out of the model",
+            stacklevel=3,
+        )

@@ -20,7 +20,7 @@ from robustfg.types import Output, joined, mapped
 Mode = Literal["cudagraphs", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 """``"cudagraphs"`` records CUDA graphs and compiles nothing; the others are those of ``torch.compile``."""
 FEW = 5
-"""With fewer passes a copy is no gain on a GPU, where trying it takes as long as two of them."""
+"""With fewer passes neither a copy nor a recording is a gain on a GPU: trying it takes as long as two of them."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -98,9 +98,9 @@ class Engine:
                 with keyed_generators(image.device, "folding"):
                     quick = folded(model, image)
             exact = quick is model and not (self.autocast or self.compile)
-            if self.compile == "cudagraphs":
+            if self.compile == "cudagraphs" and passes >= FEW:
                 quick = recorded(quick, _filled(image[: self.fixed_batch], self.fixed_batch or 1), self.half)
-            elif self.compile:
+            elif self.compile and self.compile != "cudagraphs":
                 quick = torch.compile(quick, dynamic=False, mode=None if self.compile is True else self.compile)
             with keyed_generators(image.device, *key, "model"):
                 yield Run(self, quick, None if exact else model, classes, key)

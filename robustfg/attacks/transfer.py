@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.attacks.base import Attack, Attempt, Task
+from robustfg.attacks.contract import warn_of_probabilities
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.search import Search
 from robustfg.attacks.threat import Threat
-from robustfg.attacks.victim import warn_of_probabilities
 from robustfg.errors import UserError
 from robustfg.types import Output, decision_margin, logits_of
 
