@@ -14,6 +14,7 @@ from robustfg.attacks.folding import folded
 from robustfg.attacks.freeze import Model, attackable
 from robustfg.attacks.randomness import keyed_generators, seed_generators
 from robustfg.attacks.recording import Recorded, recorded
+from robustfg.attacks.trial import trial_images
 from robustfg.errors import UserError
 from robustfg.types import Output, joined, mapped
 
@@ -38,7 +39,8 @@ class Engine:
             the CPU it does nothing. True, or a mode of ``torch.compile``: compile that model, which takes half a
             minute and more; ``"reduce-overhead"`` and ``"max-autotune"`` record CUDA graphs, too.
         fixed_batch: run the model on exactly so many images at a time, filling up with copies, so that perturbations
-            do not depend on the caller's batch to the last bit. None: as many as are still attacked.
+            do not depend on the caller's batch to the last bit (on a GPU: with deterministic kernels, which
+            ``trainer.deterministic=true`` asks for). None: as many as are still attacked.
         samples: forward passes over which the answers of a model with random parts are averaged; margins and
             objectives are those of the mean answer, and gradient attacks climb the mean objective (expectation over
             transformation, Athalye et al. 2018). The model's own random numbers are keyed by attack and restart; with
@@ -86,7 +88,7 @@ class Engine:
 
         Args:
             model: what is attacked.
-            image: some of the images, to try a private copy on.
+            image: some of the images; a private copy is tried on others of their shape.
             classes: how many it must know at least.
             key: of the model's own random numbers.
             passes: about how many will be asked for.
@@ -96,10 +98,11 @@ class Engine:
             worth = passes >= FEW or image.device.type == "cpu"
             if self.fold and worth and isinstance(model, nn.Module):
                 with keyed_generators(image.device, "folding"):
-                    quick = folded(model, image)
+                    quick = folded(model, trial_images(image))
             exact = quick is model and not (self.autocast or self.compile)
             if self.compile == "cudagraphs" and passes >= FEW:
-                quick = recorded(quick, _filled(image[: self.fixed_batch], self.fixed_batch or 1), self.half)
+                assert self.fixed_batch is not None
+                quick = recorded(quick, _filled(trial_images(image)[: self.fixed_batch], self.fixed_batch), self.half)
             elif self.compile and self.compile != "cudagraphs":
                 quick = torch.compile(quick, dynamic=False, mode=None if self.compile is True else self.compile)
             with keyed_generators(image.device, *key, "model"):

@@ -21,9 +21,6 @@ from robustfg.types import logits_of
 AGREEMENT = 2e-5
 """Largest difference at which the copy is believed: of logits, relative to their spread, and of detectors' scores,
 relative to themselves."""
-SAMPLES = 4
-"""How many images a new copy is compared on; later calls compare one."""
-
 OURS = "_robustfg_"
 """What we leave in a model begins so."""
 KEPT = OURS + "folded"
@@ -71,17 +68,16 @@ def folded(model: nn.Module, image: Tensor) -> nn.Module:
 
     Args:
         model: in eval mode.
-        image: images to compare answers on, ``(B, C, H, W)``.
+        image: images to compare answers on, ``(B, C, H, W)``: a new copy's on all, a kept one's on the first.
     """
     on_cpu = image.device.type == "cpu"
     if not len(image) or not any(isinstance(m, nn.BatchNorm2d) or (on_cpu and Stem.suits(m)) for m in model.modules()):
         return model
-    few, state = image[:1], _fingerprint(model)
+    state = _fingerprint(model)
     kept: Kept = model.__dict__.get(KEPT, Kept())
-    if kept.state != state or (kept.copy is not None and not kept.agrees(model, few)):  # ``.data`` tells no change
-        few = image[:SAMPLES]
-        kept = model.__dict__[KEPT] = Kept(state, _fold(model, few))
-        if not kept.agrees(model, few):
+    if kept.state != state or (kept.copy and not kept.agrees(model, image[:1])):  # ``.data`` tells no change
+        kept = model.__dict__[KEPT] = Kept(state, _fold(model, image))
+        if not kept.agrees(model, image):
             kept.copy = None
     return model if kept.copy is None else kept.copy
 

@@ -1,6 +1,7 @@
 """A network's passes as CUDA graphs: the host launches one graph instead of every kernel."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 from weakref import ref
 
@@ -17,7 +18,7 @@ KEPT = "_robustfg_recorded"
 AGREEMENT = 1e-5
 """Largest difference of logits, relative to their spread, at which a recording is believed."""
 WARM_UP = 3
-"""Passes before a recording, in which libraries choose their kernels."""
+"""Passes before a recording in which libraries choose their kernels; one more is watched."""
 
 
 class Kept(dict[tuple[object, ...], "Recorded"]):
@@ -86,7 +87,8 @@ class Recording:
         self._graphs = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         self._held: ref[_Held] | None = None
         try:
-            with torch.enable_grad(), torch.cuda.device(image.device):
+            # A recording that fails leaves its stream current.
+            with torch.enable_grad(), torch.cuda.device(image.device), torch.cuda.stream(torch.cuda.current_stream()):
                 self._warm_up(passes)
                 with torch.cuda.graph(self._graphs[0]):
                     self._answers = passes(self._image)
@@ -140,11 +142,27 @@ class Recording:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
-                answers = passes(self._image)
-                self.differentiable = [answer.requires_grad for answer in answers]
-                if any(self.differentiable):
-                    self._differentiated(answers, [torch.zeros_like(answer) for answer in self._moved(answers)])
+                self._once(passes)
+            with _no_waiting():
+                self._once(passes)
         torch.cuda.current_stream().wait_stream(stream)
+
+    def _once(self, passes: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
+        answers = passes(self._image)
+        self.differentiable = [answer.requires_grad for answer in answers]
+        if any(self.differentiable):
+            self._differentiated(answers, [torch.zeros_like(answer) for answer in self._moved(answers)])
+
+
+@contextmanager
+def _no_waiting() -> Iterator[None]:
+    """Refuses what reads values back. While a graph is recorded it would leave torch's generator useless."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
 
 class _Held:

@@ -5,23 +5,20 @@ from torch import Tensor
 
 from robustfg.attacks.engine import Run
 from robustfg.attacks.objectives import Margin, Objective
-from robustfg.attacks.randomness import keyed_uniforms
+from robustfg.attacks.trial import trial_images
 from robustfg.types import Output, logits_of
 
 CAUTION = 8
 """Margins are open up to so many times the largest error measured: about eight standard deviations."""
 LEAD = 2
 """Times the largest error measured, to aim at."""
-PROBES = 4
-"""Images the copy is compared on, half noise and half of one colour: errors were no smaller there than on data.
-The same for every batch, or who is asked again would depend on who else is attacked. No count tells these passes."""
 
 
 class Referee:
     """Tells decision margins whose signs are the attacked model's own.
 
     A copy's margin is open where it is nearer to 0 than ``CAUTION`` times the largest difference to the model's own on
-    a few fixed images, in the decision's own units, or than the highest logit's resolution (where a margin is near 0,
+    the trial images, in the decision's own units, or than the highest logit's resolution (where a margin is near 0,
     that is the true one's, too). There the model itself is asked. So neither the scale of the logits nor a number added
     to all of them nor a class far off matters, and no success is given up. These passes are counted, and come on top of
     what an attack may spend.
@@ -77,7 +74,7 @@ class Referee:
             index: ``(n,)`` sample ids.
         """
         if self._errors is None:
-            self._errors = self._measured(image[:1], decision)
+            self._errors = self._measured(trial_images(image), decision)
         rows = (margin.abs() <= CAUTION * self._error(output)[0]).nonzero().flatten()
         seen = margin[rows]
         if not len(rows):
@@ -96,13 +93,9 @@ class Referee:
         return torch.maximum(errors[:, None], torch.finfo(logits.dtype).eps * logits.amax(1).abs())
 
     @torch.no_grad()
-    def _measured(self, like: Tensor, decision: Objective) -> Tensor:
-        """The largest errors of the decision and of a logit's lead on the probes, ``(2,)``."""
-        index = torch.arange(PROBES, device=like.device)
-        noise = keyed_uniforms(like.numel(), index, "probes").view(PROBES, *like.shape[1:]).to(like.dtype)
-        flat = noise[..., :1, :1].expand_as(noise)
-        probes = torch.where((index % 2 == 0)[:, None, None, None], noise, flat)
-        own, seen = self.run.own(probes), self.run(probes)
+    def _measured(self, image: Tensor, decision: Objective) -> Tensor:
+        """The largest errors of the decision and of a logit's lead on some images, ``(2,)``; nobody counts this."""
+        own, seen = self.run.own(image), self.run(image)
         label = logits_of(own).argmax(1)
         told = [(-by(own, label) + by(seen, label)).abs().nan_to_num().amax() for by in (decision, Margin())]
         return torch.stack(told)

@@ -171,7 +171,9 @@ def test_a_model_that_reads_values_back_cannot_be_recorded_and_says_so():
 
     with pytest.raises(UserError, match=r"engine.compile: no CUDA graph of this model can be recorded"):
         recorded(Reading().to(GPU), images(8).to(GPU), None)
-    torch.ones(3, device=GPU).sum().item()  # the device goes on
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.cuda.get_sync_debug_mode() == 0
+    assert torch.rand(3, device=GPU).sum().item() > 0  # a failed recording leaves a generator that refuses to draw
 
 
 @pytest.fixture
