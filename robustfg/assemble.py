@@ -38,6 +38,10 @@ OF_THE_SOURCE = ("root", "download", "crop", "expect_official")
 """Keys of the data node that only its source reads, through interpolation."""
 
 
+PARTS = ("validation", "detection", "engine")
+"""Keys of the evaluation's node that are no arguments of the evaluation."""
+
+
 def data_of(config: Config) -> DataModule:
     """The data module; keys of the node that only its source reads are left out."""
     node = {key: value for key, value in config["data"].items() if key not in OF_THE_SOURCE}
@@ -100,13 +104,14 @@ def attacks_of(config: Config, classes: tuple[str, ...], genera: tuple[str, ...]
     """The suite by name. A surrogate given by its run's folder is loaded; the data's genera are the classes' groups."""
     if taken := {"clean", "robust"} & config["attack"].keys():
         raise UserError(f"attack.{min(taken)}: choose another name, this one stands for something else in the results")
+    engine = build(config["evaluation"]["engine"], "evaluation.engine")
     suite = {}
     for name, node in _named(config["attack"]).items():
         option = f"attack.{name}"
         surrogate: dict[str, Any] = {}
         if "surrogate" in node:
             surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", classes, tuple(config.get("trust", ())))
-        suite[name] = build(_grouped(node, genera), option, **surrogate)
+        suite[name] = build(_grouped(node, genera), option, **surrogate).run_by(engine)
     return suite
 
 
@@ -146,7 +151,7 @@ def fit_square_of(data: Mapping[str, Any]) -> FitSquare:
 
 def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessEvaluation:
     """The robustness evaluation of ``trainer.test``."""
-    node = {key: value for key, value in config["evaluation"].items() if key not in ("validation", "detection")}
+    node = {key: value for key, value in config["evaluation"].items() if key not in PARTS}
     make = build(node | {"_partial_": True}, "evaluation")
     names = {"model": config["model"].get("name"), "loss": "own head", **config["names"]}
     about = {

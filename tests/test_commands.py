@@ -201,7 +201,7 @@ def test_predict_accepts_what_the_evaluation_would(trained, watched, tmp_path):
 @shares_a_run
 def test_with_a_fixed_batch_one_and_two_processes_find_the_same_perturbations_to_the_last_bit(trained, outputs):
     """Bits are compared through the l2 norm, a float64 sum over the whole perturbation, and what is stored of it."""
-    engine = "+attack.pgd_l2.engine={_target_:robustfg.attacks.Engine,fixed_batch:4}"
+    engine = "evaluation.engine.fixed_batch=4"
     ways = {
         "fixed-one": ["data.eval_batch_size=61"],
         "fixed-two": ["data.eval_batch_size=7", *TWO],

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from robustfg.arguments import refuse_unfit
-from robustfg.assemble import OF_THE_SOURCE, attacks_of
+from robustfg.assemble import OF_THE_SOURCE, PARTS, attacks_of
+from robustfg.attacks import Engine
 from robustfg.attacks.threat import step_length
 from robustfg.config import CONF, build, plain, register_schemas
 from robustfg.errors import UserError
@@ -78,7 +79,7 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
         if path.startswith("loss.phases.") and path.count(".") == 2:
             arguments["name"] = "the key"
         if path == "evaluation":
-            arguments = {key: value for key, value in arguments.items() if key not in ("validation", "detection")}
+            arguments = {key: value for key, value in arguments.items() if key not in PARTS}
         if path == "data":
             arguments = {key: value for key, value in arguments.items() if key not in OF_THE_SOURCE}
         top = path.split(".")[0]
@@ -286,6 +287,27 @@ def test_suites_are_cascades_of_their_stages_in_order_with_one_epsilon(suite):
     }
     assert list(attack.attacks) == stages[suite]
     assert attack.attacks["square"].rescale_schedule is (suite == "standard")
+
+
+def test_one_engine_runs_the_whole_suite_but_for_attacks_with_an_engine_of_their_own():
+    config = plain(
+        composed(
+            "evaluate", "attack=[fgsm,standard,bim]", "evaluation.engine.fixed_batch=64",
+            "evaluation.engine.compile=cudagraphs",
+            "+attack.bim.engine={_target_:robustfg.attacks.Engine,samples:3}",
+        )
+    )  # fmt: skip
+    suite = attacks_of(config, ())
+    recorded = Engine(fixed_batch=64, compile="cudagraphs")
+    assert {stage.engine for stage in (suite["fgsm"], *suite["standard"].attacks.values())} == {recorded}
+    assert suite["bim"].engine == Engine(samples=3)
+    assert attacks_of(plain(composed("evaluate")), ())["fgsm"].engine == Engine()
+
+
+def test_an_engine_that_cannot_be_is_told_by_its_option():
+    config = plain(composed("train", "evaluation.engine.compile=true"))
+    with pytest.raises(UserError, match=r"engine.compile needs engine.fixed_batch"):
+        attacks_of(config, ())
 
 
 def test_the_suite_for_l1_takes_its_rounds_and_schedules_from_autoattack():

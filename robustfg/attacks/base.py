@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustfg.attacks.acceptance import Reading
 from robustfg.attacks.contract import checked, classes_of
+from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.settings import object_settings, settings_of
@@ -153,6 +154,10 @@ class Attack(ABC):
     def within(self, threat: Threat) -> Self:
         """The same attack inside another threat model; steps given as a share of epsilon change with it."""
         return replace(self, threat=threat)
+
+    def run_by(self, engine: Engine) -> Self:
+        """The same attack, its model run by ``engine`` unless it has an engine of its own that is not the default."""
+        return self
 
     def told(self, confusion: Callable[[], Tensor]) -> Self:
         """The same attack, told which classes the model confuses if it aims at those (``MostConfused``).

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from robustfg.attacks.acceptance import Reading
 from robustfg.attacks.base import Attack, Attempt, Task
+from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import Objective
 from robustfg.attacks.settings import object_settings, settings_of
@@ -64,6 +65,9 @@ class Cascade(Attack):
 
     def within(self, threat: Threat) -> Self:
         return replace(self, attacks={stage: attack.within(threat) for stage, attack in self.attacks.items()})
+
+    def run_by(self, engine: Engine) -> Self:
+        return replace(self, attacks={stage: attack.run_by(engine) for stage, attack in self.attacks.items()})
 
     def told(self, confusion: Callable[[], Tensor]) -> Self:
         return replace(self, attacks={stage: attack.told(confusion) for stage, attack in self.attacks.items()})

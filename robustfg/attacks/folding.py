@@ -1,8 +1,9 @@
 """A private copy of a network that answers alike and is faster.
 
-Batch norms are folded into the convolutions before them; on the CPU the first convolution is a ``Stem``. Structure is
-copied, tensors are shared, so the original is never touched and little memory is used. Which batch norm follows which
-convolution is seen by running the network once; the copy is believed only if its answers agree.
+Batch norms are folded into the convolutions before them, whose weights are in channels-last layout; on the CPU the
+first convolution is a ``Stem``. Structure is copied, tensors are shared, so the original is never touched and little
+memory is used. Which batch norm follows which convolution is seen by running the network once; the copy is believed
+only if its answers agree.
 """
 
 from collections.abc import Iterator
@@ -21,6 +22,10 @@ from robustfg.types import logits_of
 AGREEMENT = 2e-5
 """Largest difference at which the copy is believed: of logits, relative to their spread, and of detectors' scores,
 relative to themselves."""
+NARROW = 4
+"""On a CPU convolutions with an output no wider stay in the usual layout, and so do their images: in channels-last
+layout oneDNN's AVX-512 kernels take three times as long there."""
+
 OURS = "_robustfg_"
 """What we leave in a model begins so."""
 KEPT = OURS + "folded"
@@ -90,18 +95,20 @@ def _fingerprint(model: nn.Module) -> object:
 
 def _fold(model: nn.Module, image: Tensor) -> nn.Module | None:
     swaps: dict[nn.Module, nn.Module] = {}
-    for norm, convolution in _convolutions_before_norms(model, image).items():
-        swaps[convolution], swaps[norm] = _fused(convolution, norm), _rest(norm)
-    if image.device.type == "cpu":
+    on_cpu = image.device.type == "cpu"
+    for norm, (convolution, width) in _convolutions_before_norms(model, image).items():
+        last = not on_cpu or width > NARROW
+        swaps[convolution], swaps[norm] = _fused(convolution, norm, channels_last=last), _rest(norm)
+    if on_cpu:
         stems = [module for module in model.modules() if Stem.suits(module)]
         swaps |= {stem: Stem(cast(nn.Conv2d, swaps.get(stem, stem))) for stem in stems}
     return _rebuilt(model, swaps, {}) if swaps else None
 
 
-def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.BatchNorm2d, nn.Conv2d]:
-    """Batch norms whose input is exactly what a convolution gave; each used once in a forward pass."""
+def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.BatchNorm2d, tuple[nn.Conv2d, int]]:
+    """Batch norms whose input is exactly what a convolution gave, and how wide that is; each used once in a pass."""
     gave: dict[int, nn.Conv2d] = {}
-    pairs: dict[nn.BatchNorm2d, nn.Conv2d] = {}
+    pairs: dict[nn.BatchNorm2d, tuple[nn.Conv2d, int]] = {}
     calls: dict[nn.Module, int] = {}
     outputs: list[Tensor] = []  # kept alive, so that no identity is given twice
 
@@ -117,13 +124,13 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
         calls[module] = calls.get(module, 0) + 1
         norm, convolution = cast(nn.BatchNorm2d, module), gave.get(id(inputs[0]))
         if convolution is not None and norm.running_mean is not None:
-            pairs[norm] = convolution
+            pairs[norm] = convolution, inputs[0].shape[-1]
 
     with _watching(model, after, before_norm):
         model(image)
-    once = {norm: conv for norm, conv in pairs.items() if calls[norm] == calls[conv] == 1}
-    taken = list(once.values())
-    return {norm: convolution for norm, convolution in once.items() if taken.count(convolution) == 1}
+    once = {norm: pair for norm, pair in pairs.items() if calls[norm] == calls[pair[0]] == 1}
+    taken = [convolution for convolution, _ in once.values()]
+    return {norm: pair for norm, pair in once.items() if taken.count(pair[0]) == 1}
 
 
 @contextmanager
@@ -140,18 +147,25 @@ def _watching(model: nn.Module, after: object, before_norm: object) -> Iterator[
             hook.remove()
 
 
-def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d, *, channels_last: bool) -> nn.Conv2d:
     assert norm.running_mean is not None and norm.running_var is not None  # noqa: PT018
     weight, bias = fuse_conv_bn_weights(
         convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
     fused = _shallow(convolution)
-    layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     fused._parameters = {
         "weight": nn.Parameter(weight.detach().contiguous(memory_format=layout), requires_grad=False),
         "bias": nn.Parameter(bias.detach(), requires_grad=False),
     }
+    if not channels_last:  # the one before may be in the other layout, which would be taken for both
+        fused._forward_pre_hooks = fused._forward_pre_hooks.copy()
+        fused.register_forward_pre_hook(_in_usual_layout)
     return fused  # type: ignore[return-value]
+
+
+def _in_usual_layout(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(image.contiguous() for image in inputs)
 
 
 def _activated(norm: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ class Search(Attack):
             draws: this round's random numbers.
             restart: 0 for the first.
         """
+
+    def run_by(self, engine: Engine) -> Self:
+        return replace(self, engine=engine) if self.engine == Engine() else self
 
     def shown(self) -> Mapping[str, object]:
         return {**super().shown(), **self.searching().describe()}

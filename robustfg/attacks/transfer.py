@@ -54,6 +54,9 @@ class Transfer(Attack):
     def within(self, threat: Threat) -> Self:
         return replace(self, attack=self.attack.within(threat))
 
+    def run_by(self, engine: Engine) -> Self:
+        return replace(self, attack=self.attack.run_by(engine))
+
     def told(self, confusion: Callable[[], Tensor]) -> Self:
         return replace(self, attack=self.attack.told(confusion))
 

@@ -248,6 +248,24 @@ class Tied(Plain):
         return torch.cat([logit, logit + 100 * (image.mean((1, 2, 3)) - 0.5)[:, None]], 1)
 
 
+def test_narrow_convolutions_work_in_the_usual_layout_and_the_others_in_channels_last():
+    model = settled(timm.create_model("resnet18", num_classes=5, layers=[1, 1, 1, 1], channels=[8, 8, 16, 16]), size=64)
+    copy_, layouts = folded(model, images(size=64)), {}
+    assert all(not module._forward_pre_hooks for module in model.modules())
+
+    def seen(module, inputs, output):
+        narrow = output.shape[-1] <= folding.NARROW
+        layout = torch.contiguous_format if narrow else torch.channels_last
+        all_ = (tensor.is_contiguous(memory_format=layout) for tensor in (inputs[0], module.weight, output))
+        layouts.setdefault(narrow, set()).add(tuple(all_))
+
+    for module in copy_.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(seen)
+    copy_(images(size=64))
+    assert layouts == {True: {(True, True, True)}, False: {(True, True, True)}}
+
+
 def test_a_copy_is_not_thrown_away_for_one_image_whose_logits_are_nearly_equal():
     model, grey = settled(Tied()), images(1)
     grey = 0.5 + 0.9 * (grey - grey.mean())

@@ -62,6 +62,10 @@ def test_the_radius_reaches_the_attack_inside():
     assert smaller.threat.radius == smaller.attack.threat.radius == 0.1
 
 
+def test_an_engine_reaches_the_attack_inside():
+    assert transfer(Net()).run_by(Engine(samples=3)).attack.engine == Engine(samples=3)
+
+
 def test_the_description_names_the_surrogate():
     assert transfer(Net()).describe()["surrogate"] == "twin"
 
