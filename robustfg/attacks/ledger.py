@@ -46,7 +46,8 @@ class Ledger:
     """The columns of the samples still attacked, ``now``, and of those that have left.
 
     Where to see who has won makes the host wait, those who have stay in the batch for a while (``rest``). Nothing that
-    is asked about them counts, so that results and counts are those of a machine that lets them go at once.
+    is asked about them counts, so that results and counts are those of a machine that lets them go at once. Only whom a
+    copy leaves open goes on until the model itself is asked, and pays for it.
 
     Args:
         clean: ``(B, C, H, W)`` all samples.
@@ -96,6 +97,11 @@ class Ledger:
             self._all = Columns(*(column.clone() for column in everyone))
         self.rows, self._standing = self.rows[rows], None
         self.now = Columns(*(column[rows] for column in self.now))
+
+    @property
+    def spent(self) -> Tensor:
+        """Forward passes so far, ``(b,)``."""
+        return self.now.forwards + self._owed[0] if self._owed[0] else self.now.forwards
 
     def rest(self) -> None:
         """From here on those who have won only wait to be let go."""
@@ -155,7 +161,9 @@ class Ledger:
         first = torch.where(wrong.any(0) & (self.now.first < 0), before + each * turn, self.now.first)
         self.now = self.now._replace(first=first)
 
-    def saw_some(self, image: Tensor, clean: Tensor, margin: Tensor, of: Tensor) -> None:
+    def saw_some(
+        self, image: Tensor, clean: Tensor, margin: Tensor, of: Tensor, spent: Tensor | None = None
+    ) -> None:
         """Takes in several images of some samples, of which each sample's best counts.
 
         Args:
@@ -163,9 +171,12 @@ class Ledger:
             clean: ``(n, C, H, W)``.
             margin: ``(n,)``.
             of: ``(n,)`` whose they are.
+            spent: ``(n,)`` forward passes before they were asked about; None: as many as now.
         """
         wrong = margin < 0
-        self._first(self._any(wrong, of))
+        if spent is not None:
+            spent = torch.zeros_like(self.rows).scatter_reduce(0, of[wrong], spent[wrong], "amin", include_self=False)
+        self._first(self._any(wrong, of), spent)
         if not self.keeps:
             return
         score, done = self._scored(image, clean, margin, wrong)
@@ -188,33 +199,11 @@ class Ledger:
         self.now = found
         self._take(where & ~found.fooled, image, found.score, margin)
 
-    def correct(self, rows: Tensor, margin: Tensor, samples: int) -> None:
-        """The model itself has been asked about the kept images of some samples; only where margins are minimised.
-
-        Args:
-            rows: ``(n,)`` which of those still attacked.
-            margin: ``(n,)`` what is now believed.
-            samples: how many passes that took.
-        """
-        wrong = margin < 0
-        first = torch.where(wrong, self.now.first[rows], -1)
-        unseen = wrong & (first < 0)
-        told = {
-            "score": margin.to(self.now.score.dtype),
-            "margin": margin.to(self.now.margin.dtype),
-            "fooled": wrong,
-            "first": torch.where(unseen, self.now.forwards[rows] + self._owed[0] - samples, first),
-            "forwards": self.now.forwards[rows] + samples,
-        }
-        self.now = self.now._replace(
-            **{name: getattr(self.now, name).index_copy(0, rows, values) for name, values in told.items()}
-        )
-
     def _any(self, flag: Tensor, of: Tensor) -> Tensor:
         return torch.zeros_like(self.now.forwards).index_add(0, of, flag.long()) > 0
 
-    def _first(self, wrong: Tensor) -> None:
-        spent = self.now.forwards + self._owed[0] if self._owed[0] else self.now.forwards
+    def _first(self, wrong: Tensor, spent: Tensor | None = None) -> None:
+        spent = self.spent if spent is None else spent
         self.now = self.now._replace(first=torch.where(wrong & (self.now.first < 0), spent, self.now.first))
 
     def _scored(self, image: Tensor, clean: Tensor, margin: Tensor, wrong: Tensor) -> tuple[Tensor, Tensor]:

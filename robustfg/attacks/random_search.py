@@ -95,10 +95,7 @@ class RandomSearch(Search):
             proposal, changed = self.propose(image, victim.clean, memory, drawn[:, place], query)
             found = self._asked(victim, proposal)
             better = found > value
-            if self.objective == self.decision:
-                image = victim.best()[0]
-            else:
-                image = torch.where(better[:, None, None, None], proposal, image)
+            image = torch.where(better[:, None, None, None], proposal, image)
             if memory.shape[1]:
                 memory = torch.where(better[:, None], changed, memory)
             value = torch.where(better, found, value)

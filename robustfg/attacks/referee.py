@@ -48,39 +48,25 @@ class Referee:
         margin = -decision(output, label)
         if self.run.itself is None or not len(label):
             return margin, None
-        rows, asked = self.asked(margin, image, output, label, decision, index)
+        left_open = self.leaves_open(margin, image, output, decision)
+        rows = left_open.nonzero().flatten()
         if not len(rows):
             return margin, None
-        left_open = torch.zeros_like(label, dtype=torch.bool).index_fill(0, rows, True)
-        return margin.index_copy(0, rows, asked), left_open
+        ids = None if index is None else index[rows]
+        return margin.index_copy(0, rows, self.told(margin[rows], image[rows], label[rows], decision, ids)), left_open
 
-    def asked(
-        self,
-        margin: Tensor,
-        image: Tensor,
-        output: Output | Tensor,
-        label: Tensor,
-        decision: Objective,
-        index: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Asks the model itself about the margins that are open: whose, ``(m,)``, and their margins, ``(m,)``.
-
-        Args:
-            margin: ``(n,)`` as the copy has it.
-            image: ``(n, C, H, W)``.
-            output: what the copy answered, there or near.
-            label: ``(n,)``.
-            decision: positive where the attacker has won.
-            index: ``(n,)`` sample ids.
-        """
+    def leaves_open(self, margin: Tensor, image: Tensor, output: Output | Tensor, decision: Objective) -> Tensor:
+        """Which of the copy's margins ``(n,)`` may have the wrong sign, ``(n,)`` bool; arguments as ``margins``."""
         if self._errors is None:
             self._errors = self._measured(trial_images(image), decision)
-        rows = (margin.abs() <= CAUTION * self._error(output)[0]).nonzero().flatten()
-        seen = margin[rows]
-        if not len(rows):
-            return rows, seen
-        own = -decision(self.run.own(image[rows], None if index is None else index[rows]), label[rows])
-        return rows, torch.where((own < 0) == (seen < 0), seen, own.to(seen.dtype))
+        return margin.abs() <= CAUTION * self._error(output)[0]
+
+    def told(
+        self, seen: Tensor, image: Tensor, label: Tensor, decision: Objective, index: Tensor | None = None
+    ) -> Tensor:
+        """Margins ``(n,)`` after the model itself was asked about all images: those ``seen`` if the sign is right."""
+        own = -decision(self.run.own(image, index), label)
+        return torch.where((own < 0) == (seen < 0), seen, own.to(seen.dtype))
 
     def doubt(self, output: Output | Tensor) -> Tensor:
         """How far a logit must lead another one by the copy's account to lead it in the model itself, ``(n,)``."""
@@ -95,7 +81,8 @@ class Referee:
     @torch.no_grad()
     def _measured(self, image: Tensor, decision: Objective) -> Tensor:
         """The largest errors of the decision and of a logit's lead on some images, ``(2,)``; nobody counts this."""
-        own, seen = self.run.own(image), self.run(image)
+        index = torch.arange(len(image), device=image.device)
+        own, seen = self.run.own(image, index), self.run(image, index)
         label = logits_of(own).argmax(1)
         told = [(-by(own, label) + by(seen, label)).abs().nan_to_num().amax() for by in (decision, Margin())]
         return torch.stack(told)

@@ -10,6 +10,7 @@ from robustfg.attacks.base import Task
 from robustfg.attacks.contract import warn_of_probabilities
 from robustfg.attacks.engine import Run, average
 from robustfg.attacks.ledger import Ledger
+from robustfg.attacks.left_open import LeftOpen
 from robustfg.attacks.notes import Notes
 from robustfg.attacks.objectives import Objective
 from robustfg.attacks.referee import Referee
@@ -21,6 +22,9 @@ from robustfg.types import Output, logits_of, mapped
 
 PATIENCE = 4
 """Steps between two looks at who may leave, where a look makes the host wait; on a GPU the fastest of 1 to 8."""
+
+MOST_LEFT_OPEN = 2 * PATIENCE
+"""Images of a sample that wait until the model itself is asked: bounds the memory of attacks that look and seldom step."""
 
 States = TypeVarTuple("States")
 
@@ -70,7 +74,7 @@ class Victim:
         self._steps, self._answered = 0, False
         self._waits = host_waits(task.image.device)
         self._trusting = self._waits and run.itself is not None and not (minimum or stay) and watch is None
-        self._last: Output | Tensor | None = None
+        self._left_open = LeftOpen(self._referee, self._ledger, decision)
         self._notes = Notes(self._ledger, decision, run.engine.samples)
 
     def __len__(self) -> int:
@@ -104,7 +108,7 @@ class Victim:
         if samples > 1:
             value, gradient, output = value / samples, gradient / samples, average(outputs)
         if seen_as is not None:
-            self._ledger.charge(samples)
+            self._charge(samples)
         elif self._ledger.keeps or self._watch is not None:
             self._remember(image.detach(), output, None)
         else:
@@ -166,7 +170,7 @@ class Victim:
         if self._waits and self._steps % PATIENCE:
             self._ledger.rest()
             return state
-        self._ask_about_kept()
+        self._ask_about_open()
         return self.keep(~self._ledger.now.fooled, *state)
 
     def keep(self, mask: Tensor, *state: *States) -> tuple[*States]:
@@ -175,8 +179,8 @@ class Victim:
         if len(rows) == here:
             return state
         self._notes.read(self.label)
+        self._ask_about_open()
         self._ledger.keep(rows)
-        self._last = None if self._last is None else mapped(self._last, lambda value: value[rows])
         self.clean, self.label, self.index = self.clean[rows], self.label[rows], self.index[rows]
         self._logits = None if self._logits is None else self._logits[rows]
         kept = tuple(s[rows] if isinstance(s, Tensor) and s.dim() and len(s) == here else s for s in state)
@@ -193,7 +197,7 @@ class Victim:
 
     def charge(self, forwards: Tensor, backwards: Tensor) -> None:
         """Counts passes that somebody else spent on the samples still attacked, ``(b,)`` int64 each."""
-        self._ledger.charge(forwards, backwards)
+        self._charge(forwards, backwards)
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The image kept of every sample still attacked, and its margin."""
@@ -215,7 +219,7 @@ class Victim:
 
     def results(self) -> tuple[Tensor, ...]:
         """Of all ``B`` samples: image, margin, first_success, forwards, backwards, dead_gradient."""
-        self._ask_about_kept()
+        self._ask_about_open()
         self._notes.read(self.label)
         found = self._ledger.all()
         return found.image, found.margin, found.first, found.forwards, found.backwards, found.dead
@@ -234,10 +238,9 @@ class Victim:
         self._warn(output)
         samples, ledger = self.run.engine.samples, self._ledger
         label = self.label if of is None else self.label[of]
+        trusting = self._trusting and of is None
         asked = None
-        if self._trusting and of is None:
-            margin, self._last = -self.decision(output, label), output
-        elif ledger.keeps:
+        if ledger.keeps and not trusting:
             index = self.index if of is None else self.index[of]
             margin, asked = self._referee.margins(image, output, label, self.decision, index)
         else:
@@ -245,30 +248,32 @@ class Victim:
         passes: Tensor | int = samples if asked is None else samples + samples * asked.long()
         if self._watch is not None:
             passes = passes + samples * self._watched(image, output, label, margin, of)
-        if of is None:
+        if trusting:
+            self.margin = margin
+            if len(self._left_open) == MOST_LEFT_OPEN:
+                self._ask_about_open()
+            self._left_open.saw(image, self.clean, margin, output)
+        elif of is None:
             self.margin = margin
             ledger.saw(image, self.clean, margin)
         else:
             ledger.saw_some(image, self.clean[of], margin, of)
             each = passes if isinstance(passes, Tensor) else torch.full_like(of, passes)
             passes = torch.zeros_like(ledger.now.forwards).index_add(0, of, each)
-        ledger.charge(passes)
+        self._charge(passes)
         return margin
+
+    def _charge(self, forwards: Tensor | int, backwards: Tensor | int = 0) -> None:
+        self._notes.read(self.label)  # which count from the last charge
+        self._ledger.charge(forwards, backwards)
 
     def _warn(self, output: Output | Tensor) -> None:
         if not self._answered:
             self._answered = True
             warn_of_probabilities(logits_of(output))
 
-    def _ask_about_kept(self) -> None:
-        """Asks the model itself about the kept images that a copy, whose word was taken so far, leaves open."""
-        if self._last is None or not len(self):
-            return
-        now = self._ledger.now
-        rows, margin = self._referee.asked(now.margin, now.image, self._last, self.label, self.decision, self.index)
-        self._last = None
-        if len(rows):
-            self._ledger.correct(rows, margin, self.run.engine.samples)
+    def _ask_about_open(self) -> None:
+        self._left_open.ask(self.clean, self.label, self.index)
 
     def _watched(
         self, image: Tensor, output: Output | Tensor, label: Tensor, margin: Tensor, of: Tensor | None

@@ -8,9 +8,9 @@ from robustfg.attacks.base import Task
 from robustfg.attacks.victim import Victim
 
 
-def victim_of(run, clean, label):
+def victim_of(run, clean, label, **options):
     task = Task.of(clean, label, INDEX, draw=0, logits=None)
-    return Victim(run, task, threat=Linf(epsilon=1), decision=Margin())
+    return Victim(run, task, threat=Linf(epsilon=1), decision=Margin(), **options)
 
 
 def mixed():
@@ -76,3 +76,18 @@ def test_several_images_of_a_sample_count_apart_and_the_worst_is_kept():
         own = (of == sample).nonzero().flatten()
         assert torch.equal(found[sample], batch[own[margin[own].argmin()]])
     assert torch.equal(found[1], clean[1])
+
+
+def test_the_first_mistake_is_counted_right_among_passes_that_decide_nothing():
+    model, clean, label, far, fooled = mixed()
+    with Engine().running(model, clean) as run:
+        victim = victim_of(run, clean, label, stay=True)
+        victim.slope(clean, Margin())
+        victim.slope(far, Margin())
+        for _ in range(3):  # as Nesterov's images ahead
+            victim.slope(far, Margin(), seen_as=lambda image: image)
+        victim.slope(far, Margin())
+        victim.look(clean)
+        _, _, first, forwards, *_ = victim.results()
+    assert first.tolist() == [1 if won else -1 for won in fooled]
+    assert forwards.tolist() == [7] * 6

@@ -58,13 +58,36 @@ def test_so_is_the_least_reading_of_a_watch(kind, waiting):
 class Askew(torch.nn.Module):
     """A copy that rounds its answers coarsely."""
 
-    def __init__(self, model):
+    def __init__(self, model, unit=3e-4):
         super().__init__()
-        self.model = model
+        self.model, self.unit = model, unit
 
     def forward(self, image):
         logits = self.model(image)
-        return logits + ((logits / 3e-4).round() * 3e-4 - logits).detach()
+        return logits + ((logits / self.unit).round() * self.unit - logits).detach()
+
+
+@pytest.mark.parametrize("unit", [3e-4, 3e-3, None])
+@pytest.mark.parametrize("kind", [GradientAttack, APGD, Square])
+@pytest.mark.parametrize("length", [1, 3, 9])
+def test_no_success_is_lost_that_a_copy_leaves_open(unit, kind, length, waiting, monkeypatch):
+    model, image = Plain().centred(), images(100)
+    label = model(image).argmax(1)
+    budget = {"queries": 6 * length} if kind is Square else {"steps": length}
+    attack = kind(threat=Linf(epsilon="1/255"), engine=Engine(autocast=None if unit else "bfloat16"), **budget)
+    if unit:
+        monkeypatch.setattr("robustfg.attacks.engine.folded", lambda model, image: Askew(model, unit))
+    at_once = last(attack, model, image, label)
+    waiting(4)
+    late = last(attack, model, image, label)
+    assert torch.equal(late.margin < 0, model(late.image).argmax(1) != label)
+    assert (at_once.margin < 0).any() or kind is Square
+    assert not ((at_once.margin < 0) & ~(late.margin < 0)).any()
+    exact = last(replace(attack, engine=Engine(fold=False)), model, image, label)
+    assert (late.first_success[late.margin < 0] < late.forwards[late.margin < 0]).all()
+    if length == 1 and kind is GradientAttack:
+        both = (late.margin < 0) & (exact.margin < 0)
+        assert torch.equal(late.first_success[both], exact.first_success[both])
 
 
 @pytest.mark.parametrize("make", [GradientAttack, APGD, Square])
