@@ -104,14 +104,21 @@ def attacks_of(config: Config, classes: tuple[str, ...], genera: tuple[str, ...]
     """The suite by name. A surrogate given by its run's folder is loaded; the data's genera are the classes' groups."""
     if taken := {"clean", "robust"} & config["attack"].keys():
         raise UserError(f"attack.{min(taken)}: choose another name, this one stands for something else in the results")
-    engine = build(config["evaluation"]["engine"], "evaluation.engine")
+    try:
+        engine = build(config["evaluation"]["engine"], "evaluation.engine")
+    except UserError as error:
+        raise UserError(f"evaluation.{str(error).removeprefix('evaluation.')}") from error
     suite = {}
     for name, node in _named(config["attack"]).items():
         option = f"attack.{name}"
         surrogate: dict[str, Any] = {}
         if "surrogate" in node:
             surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", classes, tuple(config.get("trust", ())))
-        suite[name] = build(_grouped(node, genera), option, **surrogate).run_by(engine)
+        attack = build(_grouped(node, genera), option, **surrogate)
+        try:
+            suite[name] = attack.run_by(engine)
+        except UserError as error:
+            raise UserError(f"{option}: evaluation.{error}") from error
     return suite
 
 

@@ -305,9 +305,14 @@ def test_one_engine_runs_the_whole_suite_but_for_attacks_with_an_engine_of_their
 
 
 def test_an_engine_that_cannot_be_is_told_by_its_option():
-    config = plain(composed("train", "evaluation.engine.compile=true"))
-    with pytest.raises(UserError, match=r"engine.compile needs engine.fixed_batch"):
-        attacks_of(config, ())
+    for override, told in {
+        "evaluation.engine.compile=true": r"^evaluation.engine.compile needs engine.fixed_batch",
+        "evaluation.engine.fixed_batch=many": r"^evaluation.engine.* must be",
+    }.items():
+        with pytest.raises(UserError, match=told):
+            attacks_of(plain(composed("train", override)), ())
+    with pytest.raises(UserError, match=r"^attack.foolbox_pgd: evaluation.engine.samples must be 1 for foolbox"):
+        attacks_of(plain(composed("train", "attack=foolbox_pgd", "evaluation.engine.samples=2")), ())
 
 
 def test_the_suite_for_l1_takes_its_rounds_and_schedules_from_autoattack():

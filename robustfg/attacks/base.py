@@ -159,6 +159,11 @@ class Attack(ABC):
         """The same attack, its model run by ``engine`` unless it has an engine of its own that is not the default."""
         return self
 
+    @property
+    def asking(self) -> Engine:
+        """How the attacked model itself is run to say who has won."""
+        return Engine(fold=False)
+
     def told(self, confusion: Callable[[], Tensor]) -> Self:
         """The same attack, told which classes the model confuses if it aims at those (``MostConfused``).
 

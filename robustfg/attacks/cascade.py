@@ -69,6 +69,10 @@ class Cascade(Attack):
     def run_by(self, engine: Engine) -> Self:
         return replace(self, attacks={stage: attack.run_by(engine) for stage, attack in self.attacks.items()})
 
+    @property
+    def asking(self) -> Engine:
+        return next(iter(self.attacks.values())).asking
+
     def told(self, confusion: Callable[[], Tensor]) -> Self:
         return replace(self, attacks={stage: attack.told(confusion) for stage, attack in self.attacks.items()})
 

@@ -36,11 +36,13 @@ class Engine:
             without such units it is twenty times slower.
         compile: asks for ``fixed_batch``. ``"cudagraphs"``: record the passes of the search's model as CUDA graphs,
             which takes less than a second and pays where a GPU waits for its host, with small images or networks; on
-            the CPU it does nothing. True, or a mode of ``torch.compile``: compile that model, which takes half a
-            minute and more; ``"reduce-overhead"`` and ``"max-autotune"`` record CUDA graphs, too.
+            the CPU and for a model with random parts it does nothing. True, or a mode of ``torch.compile``: compile
+            that model, which takes half a minute and more; ``"reduce-overhead"`` and ``"max-autotune"`` record CUDA
+            graphs, too.
         fixed_batch: run the model on exactly so many images at a time, filling up with copies, so that perturbations
             do not depend on the caller's batch to the last bit (on a GPU: with deterministic kernels, which
-            ``trainer.deterministic=true`` asks for). None: as many as are still attacked.
+            ``trainer.deterministic=true`` asks for). A private copy is still tried on one image and on four. None: as
+            many as are still attacked.
         samples: forward passes over which the answers of a model with random parts are averaged; margins and
             objectives are those of the mean answer, and gradient attacks climb the mean objective (expectation over
             transformation, Athalye et al. 2018). The model's own random numbers are keyed by attack and restart; with
@@ -94,19 +96,23 @@ class Engine:
             passes: about how many will be asked for.
         """
         with attackable(model):
-            quick = model
-            worth = passes >= FEW or image.device.type == "cpu"
-            if self.fold and worth and isinstance(model, nn.Module):
-                with keyed_generators(image.device, "folding"):
-                    quick = folded(model, trial_images(image))
-            exact = quick is model and not (self.autocast or self.compile)
-            if self.compile == "cudagraphs" and passes >= FEW:
-                assert self.fixed_batch is not None
-                quick = recorded(quick, _filled(trial_images(image)[: self.fixed_batch], self.fixed_batch), self.half)
-            elif self.compile and self.compile != "cudagraphs":
-                quick = torch.compile(quick, dynamic=False, mode=None if self.compile is True else self.compile)
+            with keyed_generators(image.device, "trial"):
+                quick = self._quickened(model, image, passes)
+            exact = quick is model and self.autocast is None
             with keyed_generators(image.device, *key, "model"):
                 yield Run(self, quick, None if exact else model, classes, key)
+
+    def _quickened(self, model: Model, image: Tensor, passes: int) -> Model:
+        """What the search runs on; the model itself where nothing else pays or answers alike."""
+        quick = model
+        if self.fold and isinstance(model, nn.Module) and (passes >= FEW or image.device.type == "cpu"):
+            quick = folded(model, trial_images(image))
+        if self.compile == "cudagraphs" and passes >= FEW:
+            assert self.fixed_batch is not None
+            return recorded(quick, _filled(trial_images(image)[: self.fixed_batch], self.fixed_batch), self.half)
+        if self.compile and self.compile != "cudagraphs":
+            return torch.compile(quick, dynamic=False, mode=None if self.compile is True else self.compile)
+        return quick
 
 
 class Run:

@@ -1,13 +1,11 @@
 """A private copy of a network that answers alike and is faster.
 
 Batch norms are folded into the convolutions before them, whose weights are in channels-last layout; on the CPU the
-first convolution is a ``Stem``. Structure is copied, tensors are shared, so the original is never touched and little
-memory is used. Which batch norm follows which convolution is seen by running the network once; the copy is believed
-only if its answers agree.
+first convolution is a ``Stem``. Structure is copied and all other tensors are shared, so the original is never touched.
+Which batch norm follows which convolution is seen by running the network once; the copy is believed only if its answers
+agree. Modules that somebody listens to with hooks stay what they are.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 from weakref import ref
 
@@ -26,6 +24,7 @@ NARROW = 4
 """On a CPU convolutions with an output no wider stay in the usual layout, and so do their images: in channels-last
 layout oneDNN's AVX-512 kernels take three times as long there."""
 
+HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 OURS = "_robustfg_"
 """What we leave in a model begins so."""
 KEPT = OURS + "folded"
@@ -100,51 +99,57 @@ def _fold(model: nn.Module, image: Tensor) -> nn.Module | None:
         last = not on_cpu or width > NARROW
         swaps[convolution], swaps[norm] = _fused(convolution, norm, channels_last=last), _rest(norm)
     if on_cpu:
-        stems = [module for module in model.modules() if Stem.suits(module)]
+        stems = [module for module in model.modules() if Stem.suits(module) and _unwatched(module)]
         swaps |= {stem: Stem(cast(nn.Conv2d, swaps.get(stem, stem))) for stem in stems}
     return _rebuilt(model, swaps, {}) if swaps else None
 
 
 def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.BatchNorm2d, tuple[nn.Conv2d, int]]:
     """Batch norms whose input is exactly what a convolution gave, and how wide that is; each used once in a pass."""
-    gave: dict[int, nn.Conv2d] = {}
+    gave: dict[int, tuple[nn.Conv2d, int]] = {}  # with the version, which a change in place raises
     pairs: dict[nn.BatchNorm2d, tuple[nn.Conv2d, int]] = {}
     calls: dict[nn.Module, int] = {}
     outputs: list[Tensor] = []  # kept alive, so that no identity is given twice
 
     def after(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if isinstance(module, nn.Conv2d):
-            calls[module] = calls.get(module, 0) + 1
-            outputs.append(output)
-            gave[id(output)] = module
-        if len(module._forward_hooks) > 1:  # someone else listens, and would hear the batch norm as well
-            gave.pop(id(output), None)
+        calls[module] = calls.get(module, 0) + 1
+        outputs.append(output)
+        gave[id(output)] = cast(nn.Conv2d, module), output._version
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] = calls.get(module, 0) + 1
-        norm, convolution = cast(nn.BatchNorm2d, module), gave.get(id(inputs[0]))
-        if convolution is not None and norm.running_mean is not None:
-            pairs[norm] = convolution, inputs[0].shape[-1]
+        norm, given = cast(nn.BatchNorm2d, module), inputs[0] if inputs else None
+        convolution, version = gave.get(id(given), (None, 0))
+        if convolution is not None and given is not None and given._version == version:
+            pairs[norm] = convolution, given.shape[-1]
 
-    with _watching(model, after, before_norm):
+    hooks = [module.register_forward_hook(after) for module in model.modules() if _foldable(module)]
+    hooks += [module.register_forward_pre_hook(before_norm) for module in model.modules() if _absorbable(module)]
+    try:
         model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
     once = {norm: pair for norm, pair in pairs.items() if calls[norm] == calls[pair[0]] == 1}
     taken = [convolution for convolution, _ in once.values()]
     return {norm: pair for norm, pair in once.items() if taken.count(pair[0]) == 1}
 
 
-@contextmanager
-def _watching(model: nn.Module, after: object, before_norm: object) -> Iterator[None]:
-    hooks = []
-    for module in model.modules():
-        hooks.append(module.register_forward_hook(after))  # type: ignore[arg-type]
-        if isinstance(module, nn.BatchNorm2d) and (type(module) is nn.BatchNorm2d or _activated(module)):
-            hooks.append(module.register_forward_pre_hook(before_norm))  # type: ignore[arg-type]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _unwatched(module: nn.Module) -> bool:
+    """Whether nobody listens to the module, or changes it before it is run, as the older ``weight_norm`` does."""
+    return not any(getattr(module, hooks) for hooks in HOOKS)
+
+
+def _foldable(module: nn.Module) -> bool:
+    """Whether a batch norm may be folded into this."""
+    return isinstance(module, nn.Conv2d) and "weight" in module._parameters and _unwatched(module)
+
+
+def _absorbable(module: nn.Module) -> bool:
+    """Whether this may be folded into a convolution."""
+    if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None or not _unwatched(module):
+        return False
+    return type(module) is nn.BatchNorm2d or _activated(module)
 
 
 def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d, *, channels_last: bool) -> nn.Conv2d:
@@ -165,7 +170,7 @@ def _fused(convolution: nn.Conv2d, norm: nn.BatchNorm2d, *, channels_last: bool)
 
 
 def _in_usual_layout(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return tuple(image.contiguous() for image in inputs)
+    return tuple(given.contiguous() if isinstance(given, Tensor) else given for given in inputs)
 
 
 def _activated(norm: nn.Module) -> bool:
@@ -188,6 +193,8 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 def _rebuilt(module: nn.Module, swaps: dict[nn.Module, nn.Module], done: dict[nn.Module, nn.Module]) -> nn.Module:
     """A structural copy with some modules exchanged; what occurs twice stays one module."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return module
     if module not in done:
         copy = done[module] = swaps.get(module) or _shallow(module)
         if module not in swaps:

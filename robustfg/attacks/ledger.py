@@ -161,9 +161,7 @@ class Ledger:
         first = torch.where(wrong.any(0) & (self.now.first < 0), before + each * turn, self.now.first)
         self.now = self.now._replace(first=first)
 
-    def saw_some(
-        self, image: Tensor, clean: Tensor, margin: Tensor, of: Tensor, spent: Tensor | None = None
-    ) -> None:
+    def saw_some(self, image: Tensor, clean: Tensor, margin: Tensor, of: Tensor, spent: Tensor | None = None) -> None:
         """Takes in several images of some samples, of which each sample's best counts.
 
         Args:

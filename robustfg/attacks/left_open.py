@@ -42,10 +42,13 @@ class LeftOpen:
         return len(self._seen)
 
     def saw(self, image: Tensor, clean: Tensor, margin: Tensor, output: Output | Tensor) -> None:
-        """Takes in one image of every sample still attacked, not yet charged; arguments as ``Ledger.saw``.
+        """Takes in one image of every sample still attacked, not yet charged.
 
         Args:
-            output: what the copy answered, detached.
+            image: ``(b, C, H, W)``.
+            clean: ``(b, C, H, W)``.
+            margin: ``(b,)`` by the copy.
+            output: what it answered, detached.
         """
         left_open = self._referee.leaves_open(margin, image, output, self._decision)
         waits = left_open & ~self._ledger.now.fooled
@@ -67,9 +70,11 @@ class LeftOpen:
         turn, of = open_.nonzero().unbind(1)
         if not len(of):
             return
-        rows = of.split(turn.bincount(minlength=len(seen)).tolist())
+        rows = torch.split(of, turn.bincount(minlength=len(seen)).tolist())
         image = torch.cat([each.image[row] for each, row in zip(seen, rows, strict=True)])
-        margin, spent = (torch.stack(column)[turn, of] for column in ([s.margin for s in seen], [s.spent for s in seen]))
+        margin, spent = (
+            torch.stack(column)[turn, of] for column in ([s.margin for s in seen], [s.spent for s in seen])
+        )
         told = self._referee.told(margin, image, label[of], self._decision, index[of])
         self._ledger.saw_some(image, clean[of], told, of, spent)
         passes = torch.full_like(of, self._referee.run.engine.samples)

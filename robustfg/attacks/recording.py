@@ -21,8 +21,11 @@ WARM_UP = 3
 """Passes before a recording in which libraries choose their kernels; one more is watched."""
 
 
-class Kept(dict[tuple[object, ...], "Recorded"]):
-    """Recordings by shape, types and place of the weights; left out where the model is copied or pickled."""
+class Kept(dict[tuple[object, ...], "Recorded | None"]):
+    """Recordings by shape, types and place of the weights, None where one did not answer alike.
+
+    Left out where the model is copied or pickled.
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Kept, ()
@@ -187,7 +190,8 @@ class _Replay(torch.autograd.Function):
 def recorded(model: Model, image: Tensor, half: torch.dtype | None) -> Model:
     """A model's passes recorded, or the model itself on the CPU and where a recording does not answer alike.
 
-    Recordings are kept as long as the weights lie where they are; every call compares answers.
+    Recordings are kept as long as the weights lie where they are; every call compares answers. What was tried in vain
+    is not tried again.
 
     Args:
         model: frozen and in eval mode.
@@ -202,12 +206,14 @@ def recorded(model: Model, image: Tensor, half: torch.dtype | None) -> Model:
     places = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
     key = tuple(image.shape), image.dtype, half, places
     kept: Kept = model.__dict__.setdefault(KEPT, Kept())
-    for known in [other for other in kept if other[-1] != places]:
-        del kept[known]
-    if key in kept and kept[key].agrees(image):
-        return kept[key]
-    fresh = kept[key] = Recorded(model, half)
-    return fresh if fresh.agrees(image) else model
+    for elsewhere in [other for other in kept if other[-1] != places]:
+        del kept[elsewhere]
+    known = kept.get(key)
+    if key in kept and (known is None or known.agrees(image)):
+        return known or model
+    fresh = Recorded(model, half)
+    kept[key] = fresh if fresh.agrees(image) else None
+    return kept[key] or model
 
 
 def _tensors(answer: Output | Tensor) -> Iterator[Tensor]:

@@ -48,6 +48,10 @@ class Search(Attack):
     def run_by(self, engine: Engine) -> Self:
         return replace(self, engine=engine) if self.engine == Engine() else self
 
+    @property
+    def asking(self) -> Engine:
+        return self.engine.exact()
+
     def shown(self) -> Mapping[str, object]:
         return {**super().shown(), **self.searching().describe()}
 
@@ -86,7 +90,7 @@ class Search(Attack):
         return self.engine
 
     def margins(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
-        with self.engine.exact().running(model, image, key=(self.seed, self.name, "margins")) as run, torch.no_grad():
+        with self.asking.running(model, image, key=(self.seed, self.name, "margins")) as run, torch.no_grad():
             return -self.decision(run.own(image, index), label.clone())
 
 

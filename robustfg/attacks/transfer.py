@@ -12,7 +12,6 @@ from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.contract import warn_of_probabilities
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
-from robustfg.attacks.search import Search
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
 from robustfg.types import Output, decision_margin, logits_of
@@ -22,7 +21,8 @@ from robustfg.types import Output, decision_margin, logits_of
 class Transfer(Attack):
     """Attacks a surrogate; a sample is broken if what was crafted there fools the attacked model.
 
-    Every round crafts for the samples that stand. The attacked model is only asked whether it falls.
+    Every round crafts for the samples that stand. The attacked model is only asked whether it falls, on as many images
+    at a time, and as often where it has random parts, as the attack's engine says.
 
     Args:
         attack: what is run on the surrogate. It should aim beyond the surrogate's first mistake: ``last_iterate=True``.
@@ -57,6 +57,10 @@ class Transfer(Attack):
     def run_by(self, engine: Engine) -> Self:
         return replace(self, attack=self.attack.run_by(engine))
 
+    @property
+    def asking(self) -> Engine:
+        return self.attack.asking
+
     def told(self, confusion: Callable[[], Tensor]) -> Self:
         return replace(self, attack=self.attack.told(confusion))
 
@@ -86,7 +90,7 @@ class Transfer(Attack):
                 read = self.watch(answer).to(least.dtype).masked_fill(~wrong, torch.inf)
                 least[standing] = torch.fmin(least[standing], read)
         self.threat.check(image, task.image)
-        spent = standing.long()
+        spent = standing * self.asking.samples
         none = torch.zeros_like(spent)
         return Attempt(image, margin, first, spent, none, none.bool(), least=least)
 
@@ -96,13 +100,8 @@ class Transfer(Attack):
     def _answer(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None) -> Output | Tensor:
         classes = int(label.max()) + 1 if len(label) else 0
         key = self.seed, self.name, "margins"
-        with self._asking().running(model, image, classes, key) as run, torch.no_grad():
+        with self.asking.running(model, image, classes, key) as run, torch.no_grad():
             return run(image.detach().clone(), index)
-
-    def _asking(self) -> Engine:
-        """The attacked model itself, on as many images at a time as the surrogate."""
-        size = self.attack.engine.fixed_batch if isinstance(self.attack, Search) else None
-        return Engine(fold=False, fixed_batch=size)
 
     def _least_before(self, margin: Tensor, before: Attempt | None) -> Tensor | None:
         if before is None or before.least is None:

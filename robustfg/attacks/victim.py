@@ -24,7 +24,7 @@ PATIENCE = 4
 """Steps between two looks at who may leave, where a look makes the host wait; on a GPU the fastest of 1 to 8."""
 
 MOST_LEFT_OPEN = 2 * PATIENCE
-"""Images of a sample that wait until the model itself is asked: bounds the memory of attacks that look and seldom step."""
+"""Images of a sample that wait until the model itself is asked, where an attack looks more often than it steps."""
 
 States = TypeVarTuple("States")
 

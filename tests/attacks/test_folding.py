@@ -285,10 +285,9 @@ class Uneven(Plain):
 
 
 def test_whether_a_copy_is_believed_does_not_depend_on_who_is_attacked():
-    model, image = settled(Uneven()), images(16)
-    believed = set()
+    image, believed = images(16), set()
     for one in image.split(1):
-        with Engine().running(model, one) as run:
+        with Engine().running(settled(Uneven()), one) as run:
             believed.add(run.itself is not None)
     assert len(believed) == 1
     assert 0 < (image.mean((1, 2, 3)) > 0.5).sum() < 16

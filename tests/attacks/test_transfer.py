@@ -1,10 +1,11 @@
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from test_gradient import INDEX, Log, Net, images, margins, named_images, pgd
 
-from robustfg.attacks import CrossEntropy, Engine, Linf, Transfer
+from robustfg.attacks import Cascade, CrossEntropy, Engine, Linf, Transfer
 from robustfg.attacks.transfer import lent
 from robustfg.errors import UserError
 
@@ -64,6 +65,19 @@ def test_the_radius_reaches_the_attack_inside():
 
 def test_an_engine_reaches_the_attack_inside():
     assert transfer(Net()).run_by(Engine(samples=3)).attack.engine == Engine(samples=3)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_attacked_model_is_asked_as_often_as_the_engine_says(nested):
+    model, clean, sizes = Net(), images(), []
+    label = model(clean).argmax(1)
+    attack = transfer(noisy_twin(Net()))
+    if nested:
+        attack = replace(attack, attack=Cascade(attacks={"first": attack.attack, "second": attack.attack}))
+    model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    attempt = next(attack.run_by(Engine(samples=3, fixed_batch=6)).attempts(model, clean, label, INDEX))
+    assert sizes == [6] * 3
+    assert attempt.forwards.tolist() == [3] * 6
 
 
 def test_the_description_names_the_surrogate():
