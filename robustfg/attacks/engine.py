@@ -192,5 +192,7 @@ def average(answers: Sequence[Output | Tensor]) -> Output | Tensor:
 
 
 def _filled(image: Tensor, size: int) -> Tensor:
+    """So many images in the usual layout: in another one other kernels may run."""
     missing = size - len(image)
-    return torch.cat([image, image[:1].detach().expand(missing, -1, -1, -1)]) if missing else image
+    image = torch.cat([image, image[:1].detach().expand(missing, -1, -1, -1)]) if missing else image
+    return image.contiguous()

@@ -46,8 +46,7 @@ class Ledger:
     """The columns of the samples still attacked, ``now``, and of those that have left.
 
     Where to see who has won makes the host wait, those who have stay in the batch for a while (``rest``). Nothing that
-    is asked about them counts, so that results and counts are those of a machine that lets them go at once. Only whom a
-    copy leaves open goes on until the model itself is asked, and pays for it.
+    is asked about them counts, so that results and counts are those of a machine that lets them go at once.
 
     Args:
         clean: ``(B, C, H, W)`` all samples.
@@ -144,10 +143,17 @@ class Ledger:
         self._pay()
         self.now = self.now._replace(dead=torch.where(self.now.backwards == 0, ~alive, self.now.dead))
 
-    def saw(self, image: Tensor, clean: Tensor, margin: Tensor) -> None:
-        """Takes in one image of every sample, not yet charged."""
+    def saw(self, image: Tensor, clean: Tensor, margin: Tensor, spent: Tensor | None = None) -> None:
+        """Takes in one image of every sample, not yet charged.
+
+        Args:
+            image: ``(b, C, H, W)``.
+            clean: ``(b, C, H, W)``.
+            margin: ``(b,)``.
+            spent: ``(b,)`` forward passes before they were asked about; None: as many as now.
+        """
         wrong = margin < 0
-        self._first(wrong)
+        self._first(wrong, spent)
         if not self.keeps:
             return
         score, done = self._scored(image, clean, margin, wrong)
@@ -161,7 +167,7 @@ class Ledger:
         first = torch.where(wrong.any(0) & (self.now.first < 0), before + each * turn, self.now.first)
         self.now = self.now._replace(first=first)
 
-    def saw_some(self, image: Tensor, clean: Tensor, margin: Tensor, of: Tensor, spent: Tensor | None = None) -> None:
+    def saw_some(self, image: Tensor, clean: Tensor, margin: Tensor, of: Tensor) -> None:
         """Takes in several images of some samples, of which each sample's best counts.
 
         Args:
@@ -169,12 +175,9 @@ class Ledger:
             clean: ``(n, C, H, W)``.
             margin: ``(n,)``.
             of: ``(n,)`` whose they are.
-            spent: ``(n,)`` forward passes before they were asked about; None: as many as now.
         """
         wrong = margin < 0
-        if spent is not None:
-            spent = torch.zeros_like(self.rows).scatter_reduce(0, of[wrong], spent[wrong], "amin", include_self=False)
-        self._first(self._any(wrong, of), spent)
+        self._first(self._any(wrong, of))
         if not self.keeps:
             return
         score, done = self._scored(image, clean, margin, wrong)

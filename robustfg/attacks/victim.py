@@ -9,8 +9,8 @@ from robustfg.attacks.acceptance import Reading
 from robustfg.attacks.base import Task
 from robustfg.attacks.contract import warn_of_probabilities
 from robustfg.attacks.engine import Run, average
+from robustfg.attacks.later import Later
 from robustfg.attacks.ledger import Ledger
-from robustfg.attacks.left_open import LeftOpen
 from robustfg.attacks.notes import Notes
 from robustfg.attacks.objectives import Objective
 from robustfg.attacks.referee import Referee
@@ -23,8 +23,8 @@ from robustfg.types import Output, logits_of, mapped
 PATIENCE = 4
 """Steps between two looks at who may leave, where a look makes the host wait; on a GPU the fastest of 1 to 8."""
 
-MOST_LEFT_OPEN = 2 * PATIENCE
-"""Images of a sample that wait until the model itself is asked, where an attack looks more often than it steps."""
+MOST = 2 * PATIENCE
+"""Answers that wait to be looked at, where an attack asks more often than it steps."""
 
 States = TypeVarTuple("States")
 
@@ -47,8 +47,8 @@ class Victim:
         watch: a reading whose least value among wrong answers is kept as well.
 
     Attributes:
-        margin: decision margins ``(b,)`` of the images last asked about for everybody. With ``stay`` and no ``minimum``
-            those of ``look`` only.
+        margin: decision margins ``(b,)`` of the images last asked about for everybody. Without ``minimum`` those of
+            ``look`` only.
         asked: clean logits ``(B, K)`` if they were asked for before a sample left.
     """
 
@@ -73,8 +73,9 @@ class Victim:
         self._watch = None if watch is None else Watch(watch, run, task.image, task.index)
         self._steps, self._answered = 0, False
         self._waits = host_waits(task.image.device)
-        self._trusting = self._waits and run.itself is not None and not (minimum or stay) and watch is None
-        self._left_open = LeftOpen(self._referee, self._ledger, decision)
+        later = self._waits and not (minimum or stay) and watch is None
+        self._later = Later(self._referee, self._ledger, decision) if later else None
+        self._counts = self._ledger if self._later is None else self._later
         self._notes = Notes(self._ledger, decision, run.engine.samples)
 
     def __len__(self) -> int:
@@ -109,6 +110,8 @@ class Victim:
             value, gradient, output = value / samples, gradient / samples, average(outputs)
         if seen_as is not None:
             self._charge(samples)
+        elif self._later is not None:
+            self._add(image.detach(), output)
         elif self._ledger.keeps or self._watch is not None:
             self._remember(image.detach(), output, None)
         else:
@@ -168,9 +171,11 @@ class Victim:
         if self.stay:
             return state
         if self._waits and self._steps % PATIENCE:
-            self._ledger.rest()
+            self._counts.rest()
             return state
-        self._ask_about_open()
+        if self._later is not None:
+            self._later.rest()
+        self._read()
         return self.keep(~self._ledger.now.fooled, *state)
 
     def keep(self, mask: Tensor, *state: *States) -> tuple[*States]:
@@ -178,9 +183,10 @@ class Victim:
         here, rows = len(mask), mask.nonzero().flatten()
         if len(rows) == here:
             return state
-        self._notes.read(self.label)
-        self._ask_about_open()
+        self._read()
         self._ledger.keep(rows)
+        if self._later is not None:
+            self._later.keep(rows)
         self.clean, self.label, self.index = self.clean[rows], self.label[rows], self.index[rows]
         self._logits = None if self._logits is None else self._logits[rows]
         kept = tuple(s[rows] if isinstance(s, Tensor) and s.dim() and len(s) == here else s for s in state)
@@ -201,6 +207,7 @@ class Victim:
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The image kept of every sample still attacked, and its margin."""
+        self._read()
         return self._ledger.now.image, self._ledger.now.margin
 
     def least(self) -> Tensor | None:
@@ -219,28 +226,31 @@ class Victim:
 
     def results(self) -> tuple[Tensor, ...]:
         """Of all ``B`` samples: image, margin, first_success, forwards, backwards, dead_gradient."""
-        self._ask_about_open()
-        self._notes.read(self.label)
+        self._read()
         found = self._ledger.all()
         return found.image, found.margin, found.first, found.forwards, found.backwards, found.dead
 
     def _finite(self, gradient: Tensor, *, owned: bool = True, needed: Tensor | None = None) -> Tensor:
         """The gradient with 0 where it is not finite; ``owned`` if nobody else holds it, so that it may be changed."""
-        if not self._steps:
+        if not self._steps and (self._later is None or not self._later.differentiated):
             self._ledger.differentiated(gradient)
         samples = self.run.engine.samples
-        self._ledger.charge(0, samples if needed is None else samples * needed.long())
+        self._counts.charge(0, samples if needed is None else samples * needed.long())
         dense = gradient.is_contiguous() or gradient.is_contiguous(memory_format=torch.channels_last)
         return torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0, out=gradient if owned and dense else None)
 
     def _remember(self, image: Tensor, output: Output | Tensor, of: Tensor | None) -> Tensor:
         """Margins ``(n,)`` of what was asked; counts the passes and keeps what is better than before."""
+        if self._later is not None and of is None:
+            self._add(image, output)
+            self.margin = -self.decision(output, self.label)
+            return self.margin
+        self._read()
         self._warn(output)
         samples, ledger = self.run.engine.samples, self._ledger
         label = self.label if of is None else self.label[of]
-        trusting = self._trusting and of is None
         asked = None
-        if ledger.keeps and not trusting:
+        if ledger.keeps:
             index = self.index if of is None else self.index[of]
             margin, asked = self._referee.margins(image, output, label, self.decision, index)
         else:
@@ -248,12 +258,7 @@ class Victim:
         passes: Tensor | int = samples if asked is None else samples + samples * asked.long()
         if self._watch is not None:
             passes = passes + samples * self._watched(image, output, label, margin, of)
-        if trusting:
-            self.margin = margin
-            if len(self._left_open) == MOST_LEFT_OPEN:
-                self._ask_about_open()
-            self._left_open.saw(image, self.clean, margin, output)
-        elif of is None:
+        if of is None:
             self.margin = margin
             ledger.saw(image, self.clean, margin)
         else:
@@ -263,17 +268,29 @@ class Victim:
         self._charge(passes)
         return margin
 
+    def _add(self, image: Tensor, output: Output | Tensor) -> None:
+        """``_remember``, all of it later."""
+        assert self._later is not None
+        self._warn(output)
+        if self._later.answers == MOST:
+            self._read()
+        self._later.add(image, output)
+        self._charge(self.run.engine.samples)
+
     def _charge(self, forwards: Tensor | int, backwards: Tensor | int = 0) -> None:
         self._notes.read(self.label)  # which count from the last charge
-        self._ledger.charge(forwards, backwards)
+        self._counts.charge(forwards, backwards)
+
+    def _read(self) -> None:
+        """Tells the ledger all that is known."""
+        self._notes.read(self.label)
+        if self._later is not None:
+            self._later.read(self.clean, self.label, self.index)
 
     def _warn(self, output: Output | Tensor) -> None:
         if not self._answered:
             self._answered = True
             warn_of_probabilities(logits_of(output))
-
-    def _ask_about_open(self) -> None:
-        self._left_open.ask(self.clean, self.label, self.index)
 
     def _watched(
         self, image: Tensor, output: Output | Tensor, label: Tensor, margin: Tensor, of: Tensor | None

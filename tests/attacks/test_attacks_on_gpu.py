@@ -95,6 +95,22 @@ def test_who_is_fooled_in_half_precision_is_fooled_in_full(half):
     assert fooled.sum() >= (full.margin < 0).sum() - 2
 
 
+@pytest.mark.usefixtures("reproducible")
+@pytest.mark.parametrize("kind", [GradientAttack, APGD, Square])
+@pytest.mark.parametrize("length", [1, 3, 9])
+@pytest.mark.parametrize("autocast", [None, "bfloat16"])
+def test_no_success_is_lost_by_asking_the_model_itself_later(kind, length, autocast, monkeypatch):
+    model, image, label, index = labelled(128)
+    budget = {"queries": 6 * length} if kind is Square else {"steps": length}
+    made = kind(threat=Linf(epsilon="1/255"), engine=Engine(autocast=autocast), **budget)
+    late = next(made.attempts(model, image, label, index))
+    monkeypatch.setattr(victim, "host_waits", lambda device: False)
+    at_once = next(made.attempts(model, image, label, index))
+    surely = late.margin.abs() > 1e-4  # TF32 rounds otherwise where the batch is another
+    assert torch.equal((late.margin < 0)[surely], (model.eval()(late.image).argmax(1) != label)[surely])
+    assert ((at_once.margin < 0) & ~(late.margin < 0)).sum() <= (kind is Square)
+
+
 @pytest.mark.parametrize("mode", Mode.__args__[1:])
 @pytest.mark.parametrize("kind", [GradientAttack, APGD, Square])
 def test_a_compiled_search_breaks_whom_an_eager_one_breaks(kind, mode):
@@ -226,7 +242,7 @@ def test_the_host_does_not_wait_in_every_step(made):
     length = "queries" if isinstance(made, Square) else "steps"
     few, more = (waits(replace(made, **{length: steps}), model, *samples) for steps in (16, 80))
     looks = 0 if getattr(made, "last_iterate", False) else 64 / victim.PATIENCE
-    assert more - few <= 3 * looks, (few, more)
+    assert more - few <= 4 * looks, (few, more)
 
 
 def test_memory_does_not_grow_with_steps():
