@@ -112,9 +112,14 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
     outputs: list[Tensor] = []  # kept alive, so that no identity is given twice
 
     def after(module: nn.Module, inputs: object, output: Tensor) -> None:
-        calls[module] = calls.get(module, 0) + 1
-        outputs.append(output)
-        gave[id(output)] = cast(nn.Conv2d, module), output._version
+        if module in foldable:
+            calls[module] = calls.get(module, 0) + 1
+            outputs.append(output)
+            gave[id(output)] = cast(nn.Conv2d, module), output._version
+        if (
+            len(module._forward_hooks) > 1
+        ):  # to what the module or a part of it gave, and would hear the batch norm as well
+            gave.pop(id(output), None)
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] = calls.get(module, 0) + 1
@@ -123,7 +128,9 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
         if convolution is not None and given is not None and given._version == version:
             pairs[norm] = convolution, given.shape[-1]
 
-    hooks = [module.register_forward_hook(after) for module in model.modules() if _foldable(module)]
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
+    foldable = {module for module in modules if _foldable(module)}
+    hooks = [module.register_forward_hook(after) for module in modules]
     hooks += [module.register_forward_pre_hook(before_norm) for module in model.modules() if _absorbable(module)]
     try:
         model(image)
