@@ -129,9 +129,9 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
             pairs[norm] = convolution, given.shape[-1]
 
     modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
-    foldable = {module for module in modules if _foldable(module)}
+    foldable, absorbable = ({module for module in modules if may(module)} for may in (_foldable, _absorbable))
     hooks = [module.register_forward_hook(after) for module in modules]
-    hooks += [module.register_forward_pre_hook(before_norm) for module in model.modules() if _absorbable(module)]
+    hooks += [module.register_forward_pre_hook(before_norm) for module in absorbable]
     try:
         model(image)
     finally:
