@@ -255,7 +255,7 @@ def test_memory_does_not_grow_with_steps():
             list(replace(made, steps=steps).attempts(model, *samples))
             held.append(torch.cuda.max_memory_allocated())
     for few, many in zip(held[:3], held[3:], strict=True):
-        assert many == pytest.approx(few, rel=1e-3)
+        assert many <= few * 1.001
 
 
 class Noisy(nn.Module):
