@@ -6,7 +6,7 @@ import torch
 
 from robustfg.attacks.balls import L2
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.penalty import Confident, ConstantSearch, PenaltyAttack
+from robustfg.attacks.penalty import ConstantSearch, PenaltyAttack
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
@@ -32,8 +32,6 @@ class CarliniWagner(PenaltyAttack):
             raise UserError(f"CarliniWagner minimises the l2 size, got the norm {self.threat.norm}")
 
     def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
-        if self.confidence:
-            victim.decision = Confident(victim.decision, self.confidence)
         image = victim.clean
         first, _, wrong = self.ask(victim, image)
         start = torch.atanh((2 * image - 1) * EDGE)

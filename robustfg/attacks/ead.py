@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustfg.attacks.balls import L1
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.penalty import Confident, ConstantSearch, PenaltyAttack
+from robustfg.attacks.penalty import ConstantSearch, PenaltyAttack
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
@@ -54,8 +54,6 @@ class ElasticNet(PenaltyAttack):
         return {**super().describe(), "beta": self.beta, "rule": self.rule, "momentum": self.momentum}
 
     def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
-        if self.confidence:
-            victim.decision = Confident(victim.decision, self.confidence)
         first, _, wrong = self.ask(victim, victim.clean)
         (first,) = self.retire(victim, wrong, first)
         image = ahead = kept = victim.clean

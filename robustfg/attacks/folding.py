@@ -24,7 +24,9 @@ NARROW = 4
 """On a CPU convolutions with an output no wider stay in the usual layout, and so do their images: in channels-last
 layout oneDNN's AVX-512 kernels take three times as long there."""
 
+
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
+"""Where a module keeps those that listen to it."""
 OURS = "_robustfg_"
 """What we leave in a model begins so."""
 KEPT = OURS + "folded"
@@ -116,9 +118,7 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
             calls[module] = calls.get(module, 0) + 1
             outputs.append(output)
             gave[id(output)] = cast(nn.Conv2d, module), output._version
-        if (
-            len(module._forward_hooks) > 1
-        ):  # to what the module or a part of it gave, and would hear the batch norm as well
+        if len(module._forward_hooks) > 1:  # someone else listens, perhaps to a block that ends in a convolution
             gave.pop(id(output), None)
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

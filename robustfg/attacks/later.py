@@ -90,29 +90,32 @@ class Later:
         if not len(label):
             return
         fooled = self._ledger.now.fooled
-        margin, asked = (
-            self._margins(answers, label, index, ~fooled) if answers else (label.new_empty(0, len(label)), 0)
-        )
-        wins = torch.cat([fooled[None].long(), (margin < 0).long()]).cumsum(
-            0
-        )  # before the first answer, and after each
-        before = [sum(answer.step < place for answer in answers) for place in range(len(steps))]
-        first = torch.ones_like(fooled) if self._paying is None else self._paying
-        pays = torch.stack([first, *(wins[count] == 0 for count in before[1:])])
-        self._paying = pays[-1]
-        forwards, backwards = (
-            torch.stack([paying * passes for paying, passes in zip(pays, column, strict=True)])
-            for column in ([step.forwards for step in steps], [step.backwards for step in steps])
-        )
+        asked: Tensor | int = 0
+        won = fooled[None]  # before the first answer, and by each
+        if answers:
+            margin, asked = self._margins(answers, label, index, ~fooled)
+            won = torch.cat([won, margin < 0])
+        wins = won.cumsum(0)
+        pays = self._pays(answers, len(steps), wins)
+        forwards = torch.stack([paying * step.forwards for paying, step in zip(pays, steps, strict=True)])
+        backwards = torch.stack([paying * step.backwards for paying, step in zip(pays, steps, strict=True)])
         if answers:
             score = margin.masked_fill(wins[:-1] > 0, torch.inf).nan_to_num(nan=torch.inf, posinf=torch.inf)
             least, pick = score.min(0)
             everyone = torch.arange(len(label), device=label.device)
-            spent = self._ledger.spent + forwards.cumsum(0) - forwards
-            spent = torch.stack([spent[answer.step] + answer.spent for answer in answers])
+            before = self._ledger.spent + forwards.cumsum(0) - forwards
+            spent = torch.stack([before[answer.step] + answer.spent for answer in answers])
             image = torch.stack([answer.image for answer in answers])
             self._ledger.saw(image[pick, everyone], clean, least, spent[pick, everyone])
         self._ledger.charge(forwards.sum(0) + asked, backwards.sum(0))
+
+    def _pays(self, answers: list[Answer], steps: int, wins: Tensor) -> Tensor:
+        """Who pays for the passes of each step: those who have not won in one before, ``(steps, b)`` bool."""
+        first = torch.ones_like(wins[0], dtype=torch.bool) if self._paying is None else self._paying
+        known = (sum(answer.step < step for answer in answers) for step in range(1, steps))
+        pays = torch.stack([first, *(wins[count] == 0 for count in known)])
+        self._paying = pays[-1]
+        return pays
 
     def _margins(
         self, answers: list[Answer], label: Tensor, index: Tensor, stands: Tensor

@@ -107,6 +107,11 @@ class Ledger:
         self._pay()
         self._standing = ~self.now.fooled
 
+    @property
+    def resting(self) -> bool:
+        """Whether somebody may only wait to be let go."""
+        return self._standing is not None
+
     def standing(self, mask: Tensor) -> Tensor:
         """``mask`` ``(b,)`` without those who rest."""
         return mask if self._standing is None else mask & self._standing

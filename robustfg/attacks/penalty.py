@@ -130,6 +130,10 @@ class PenaltyAttack(MinimumNormAttack):
     def passes(self) -> int:
         return 1 + self.searches * (self.steps - 1)
 
+    @property
+    def deciding(self) -> Objective:
+        return Confident(self.decision, self.confidence) if self.confidence else self.decision
+
     def describe(self) -> Mapping[str, object]:
         return {
             "norm": self.threat.norm,

@@ -12,6 +12,7 @@ from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
+from robustfg.attacks.objectives import Objective
 from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
@@ -55,6 +56,11 @@ class Search(Attack):
     def shown(self) -> Mapping[str, object]:
         return {**super().shown(), **self.searching().describe()}
 
+    @property
+    def deciding(self) -> Objective:
+        """What the search goes by: positive where the attacker has won."""
+        return self.decision
+
     def victim_options(self) -> Mapping[str, bool]:
         """How images are kept: ``minimum`` and ``stay`` of ``Victim``."""
         return {}
@@ -78,7 +84,7 @@ class Search(Attack):
             return Attempt(task.image, margin, none, none, none, none.bool(), least=least)
         with self.searching().running(model, task.image, task.classes, draws.key, self.passes // self.rounds) as run:
             victim = Victim(
-                run, task, threat=self.threat, decision=self.decision, watch=self.watch, **self.victim_options()
+                run, task, threat=self.threat, decision=self.deciding, watch=self.watch, **self.victim_options()
             )
             self.search(victim, draws, restart)
             least = victim.least()

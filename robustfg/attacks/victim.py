@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.acceptance import Reading
+from robustfg.attacks.at_once import AtOnce
 from robustfg.attacks.base import Task
 from robustfg.attacks.contract import warn_of_probabilities
 from robustfg.attacks.engine import Run, average
@@ -73,6 +74,7 @@ class Victim:
         self._watch = None if watch is None else Watch(watch, run, task.image, task.index)
         self._steps, self._answered = 0, False
         self._waits = host_waits(task.image.device)
+        self._at_once = AtOnce(self._referee, self._ledger, decision, self._watch)
         later = self._waits and not (minimum or stay) and watch is None
         self._later = Later(self._referee, self._ledger, decision) if later else None
         self._counts = self._ledger if self._later is None else self._later
@@ -109,7 +111,7 @@ class Victim:
         if samples > 1:
             value, gradient, output = value / samples, gradient / samples, average(outputs)
         if seen_as is not None:
-            self._charge(samples)
+            self.charge(samples)
         elif self._later is not None:
             self._add(image.detach(), output)
         elif self._ledger.keeps or self._watch is not None:
@@ -176,14 +178,17 @@ class Victim:
         if self._later is not None:
             self._later.rest()
         self._read()
-        return self.keep(~self._ledger.now.fooled, *state)
+        return self._keep(~self._ledger.now.fooled, *state)
 
     def keep(self, mask: Tensor, *state: *States) -> tuple[*States]:
         """Lets the samples go that ``mask`` ``(b,)`` does not name; returns the attack's state without them."""
+        self._read()
+        return self._keep(mask, *state)
+
+    def _keep(self, mask: Tensor, *state: *States) -> tuple[*States]:
         here, rows = len(mask), mask.nonzero().flatten()
         if len(rows) == here:
             return state
-        self._read()
         self._ledger.keep(rows)
         if self._later is not None:
             self._later.keep(rows)
@@ -201,9 +206,10 @@ class Victim:
         """
         self._ledger.settle(image, mask)
 
-    def charge(self, forwards: Tensor, backwards: Tensor) -> None:
-        """Counts passes that somebody else spent on the samples still attacked, ``(b,)`` int64 each."""
-        self._charge(forwards, backwards)
+    def charge(self, forwards: Tensor | int, backwards: Tensor | int = 0) -> None:
+        """Counts passes spent on the samples still attacked, ``(b,)`` int64 or of everybody."""
+        self._notes.read(self.label)  # which count from the last charge
+        self._counts.charge(forwards, backwards)
 
     def best(self) -> tuple[Tensor, Tensor]:
         """The image kept of every sample still attacked, and its margin."""
@@ -247,25 +253,11 @@ class Victim:
             return self.margin
         self._read()
         self._warn(output)
-        samples, ledger = self.run.engine.samples, self._ledger
-        label = self.label if of is None else self.label[of]
-        asked = None
-        if ledger.keeps:
-            index = self.index if of is None else self.index[of]
-            margin, asked = self._referee.margins(image, output, label, self.decision, index)
-        else:
-            margin = -self.decision(output, label)
-        passes: Tensor | int = samples if asked is None else samples + samples * asked.long()
-        if self._watch is not None:
-            passes = passes + samples * self._watched(image, output, label, margin, of)
+        clean, label, index = (whose if of is None else whose[of] for whose in (self.clean, self.label, self.index))
+        margin, passes = self._at_once.saw(image, output, clean=clean, label=label, index=index, of=of)
         if of is None:
             self.margin = margin
-            ledger.saw(image, self.clean, margin)
-        else:
-            ledger.saw_some(image, self.clean[of], margin, of)
-            each = passes if isinstance(passes, Tensor) else torch.full_like(of, passes)
-            passes = torch.zeros_like(ledger.now.forwards).index_add(0, of, each)
-        self._charge(passes)
+        self.charge(passes)
         return margin
 
     def _add(self, image: Tensor, output: Output | Tensor) -> None:
@@ -275,11 +267,7 @@ class Victim:
         if self._later.answers == MOST:
             self._read()
         self._later.add(image, output)
-        self._charge(self.run.engine.samples)
-
-    def _charge(self, forwards: Tensor | int, backwards: Tensor | int = 0) -> None:
-        self._notes.read(self.label)  # which count from the last charge
-        self._counts.charge(forwards, backwards)
+        self.charge(self.run.engine.samples)
 
     def _read(self) -> None:
         """Tells the ledger all that is known."""
@@ -291,22 +279,6 @@ class Victim:
         if not self._answered:
             self._answered = True
             warn_of_probabilities(logits_of(output))
-
-    def _watched(
-        self, image: Tensor, output: Output | Tensor, label: Tensor, margin: Tensor, of: Tensor | None
-    ) -> Tensor | int:
-        """Shows the watch what was asked; how often the model itself was, ``(n,)``."""
-        assert self._watch is not None
-        rows, clean = (self._ledger.rows, self.clean) if of is None else (self._ledger.rows[of], self.clean[of])
-        allowed = None
-        if self._ledger.minimum:  # those also look outside the ball
-            allowed = self.threat.size(image.double() - clean.double()) <= self.threat.radius
-        if self._waits:  # nobody watches those who only wait to be let go
-            here = self._ledger.standing(torch.ones_like(self._ledger.now.fooled))
-            here = here if of is None else here[of]
-            allowed = here if allowed is None else allowed & here
-        asked = self._watch.saw(image, output, label, margin, rows, allowed)
-        return 0 if asked is None else asked.long()
 
 
 def host_waits(device: torch.device) -> bool:
