@@ -28,6 +28,7 @@ class Checkpoint:
         classes: names of the classes, in order.
         state: the weights by name.
         epochs: how many whole epochs they were trained for.
+        steps: how many optimizer steps.
     """
 
     path: Path
@@ -36,6 +37,7 @@ class Checkpoint:
     classes: tuple[str, ...]
     state: dict[str, Tensor]
     epochs: int = 0
+    steps: int = 0
 
     @classmethod
     def read(cls, path: str | Path, option: str = "checkpoint") -> "Checkpoint":
@@ -60,7 +62,8 @@ class Checkpoint:
             and ours["config"].keys() >= set(PARTS)
         ):
             raise UserError(f"{option}={path} was not written by robustfg.train")
-        return cls(path, option, ours["config"], tuple(ours["classes"]), content["state_dict"], _epochs(content))
+        return cls(path, option, ours["config"], tuple(ours["classes"]), content["state_dict"], _epochs(content),
+                   int(content.get("global_step", 0)))  # fmt: skip
 
     def load_into(self, module: nn.Module) -> None:
         """Copies the weights into a module of the same architecture. Raises ``UserError`` if it is another.

@@ -195,6 +195,7 @@ class Classifier(pl.LightningModule):
             raise UserError(f"optimizer: {error}") from error
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._stop_unless_finite()
         checkpoint["robustfg"] = self.stored
         state = self.regime.state_dict()  # every process has its own
         checkpoint["regime"] = gathered(state) if state else [state]

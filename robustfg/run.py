@@ -2,6 +2,9 @@
 
 import json
 import logging
+import signal
+import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,8 +15,9 @@ import pytorch_lightning as pl
 import torch
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import Logger
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
+from torch.multiprocessing.spawn import ProcessExitedException
 
 from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
@@ -22,8 +26,10 @@ from robustfg.data.datamodule import DataModule
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
 from robustfg.evaluation.fingerprint import weights_sha256
+from robustfg.files import write_text
 from robustfg.provenance import provenance
 from robustfg.reporting import print_summary, write_page
+from robustfg.training.continuing import LastCheckpoint
 
 IDENTITY = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed", "init_from")
 """Parts of the config that a continued run must share with what its folder holds."""
@@ -68,16 +74,33 @@ def refuse_another_runs_folder(config: Mapping[str, Any], folder: Path) -> None:
             )
 
 
-def refuse_fewer_epochs(config: Mapping[str, Any], trainer: pl.Trainer, last: Path) -> None:
-    """A continued run cannot end before the epoch that it has come to."""
-    if not last.exists() or trainer.max_epochs is None:
+def restore_config(folder: Path) -> None:
+    """Brings back a ``config.yaml`` that is missing beside ``last.ckpt``, which has it too."""
+    last, path = folder / "checkpoints" / "last.ckpt", folder / "config.yaml"
+    if last.exists() and not path.exists():
+        write_text(path, to_yaml(Checkpoint.read(last, "run_name: the checkpoint to continue from").config))
+        say(f"{path} was missing and is restored from {last}")
+
+
+def look_back(config: Mapping[str, Any], trainer: pl.Trainer, last: Path) -> None:
+    """Refuses what a run cannot be continued with, before anything is written.
+
+    TensorBoard is told to forget the steps that are trained again.
+    """
+    best = last.with_name("best.ckpt")
+    if not last.exists():
+        if best.exists():
+            raise UserError(f"{last} is missing beside {best}; put it back, or choose another run_name")
         return
-    done = Checkpoint.read(last, f"run_name={config['run_name']}: the checkpoint to continue from").epochs
-    if 0 <= trainer.max_epochs < done:
+    checkpoint = Checkpoint.read(last, f"run_name={config['run_name']}: the checkpoint to continue from")
+    if trainer.max_epochs is not None and 0 <= trainer.max_epochs < checkpoint.epochs:
         raise UserError(
-            f"run_name={config['run_name']} has been trained for {done} epochs; set trainer.max_epochs >= {done}, or "
-            "another run_name"
+            f"run_name={config['run_name']} has been trained for {checkpoint.epochs} epochs; set trainer.max_epochs >= "
+            f"{checkpoint.epochs}, or another run_name"
         )
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger._kwargs["purge_step"] = checkpoint.steps
 
 
 def _essence(part: Any) -> Any:
@@ -133,20 +156,33 @@ def write_beside(path: Path, text: str) -> None:
 
 
 def fit(trainer: pl.Trainer, classifier: Classifier, data: DataModule, last: Path) -> None:
-    """Trains, from ``last`` where it exists. A SIGTERM ends the process with 143 once ``last`` is written."""
+    """Trains, from ``last`` where it exists.
+
+    Raises:
+        KeyboardInterrupt: after Ctrl-C, once ``last`` is written; a second one does not wait for that.
+        SIGTERMException: after SIGTERM, likewise.
+    """
     if last.exists():
-        Checkpoint.read(last, "run_name: the checkpoint to continue from")
         say(f"Continuing from {last}")
+    (keeper,) = (each for each in trainer.callbacks if isinstance(each, LastCheckpoint))  # type: ignore[attr-defined]
     try:
-        trainer.fit(classifier, data, ckpt_path=last if last.exists() else None, weights_only=True)
-    except SIGTERMException:
-        raise SystemExit(143) from None
+        with keeper.signals.heard(trainer):
+            trainer.fit(classifier, data, ckpt_path=last if last.exists() else None, weights_only=True)
+    except (SystemExit, ProcessExitedException):
+        if keeper.signals.told is None:
+            raise
+    if keeper.signals.told is not None:
+        if keeper.step is not None:
+            say(f"{last} holds step {keeper.step}")
+        raise (KeyboardInterrupt if keeper.signals.told == signal.SIGINT else SIGTERMException)
 
 
 def load_best(classifier: Classifier, best: Path) -> None:
     """Puts the best checkpoint's weights into the classifier, where one was kept in this run's folder."""
     if best.exists():
         Checkpoint.read(best).load_into(classifier)
+    else:
+        say(f"There is no {best}, since no epoch was one to choose; the last weights are evaluated")
 
 
 def best_score(trainer: pl.Trainer) -> float | None:
@@ -160,10 +196,7 @@ def test(
     trainer: pl.Trainer, classifier: Classifier, data: DataModule, evaluation: RobustnessEvaluation, folder: Path
 ) -> float:
     """Runs the robustness evaluation, then shows it: table and page. Returns the worst-case accuracy."""
-    try:
-        (metrics,) = trainer.test(classifier, data, verbose=False)
-    except SIGTERMException:
-        raise SystemExit(143) from None
+    (metrics,) = trainer.test(classifier, data, verbose=False)
     if trainer.is_global_zero:
         summary = json.loads((evaluation.folder / "summary.json").read_text())
         print_summary(summary, write_page(folder))
@@ -180,6 +213,43 @@ def dashboards_closed(config: Mapping[str, Any]) -> Iterator[None]:
             import wandb
 
             wandb.finish()
+
+
+def how_to_continue(config: Mapping[str, Any], folder: Path) -> str:
+    """What a stopped command leaves, and how to go on."""
+    return f"what is done is kept in {folder}; the same command with run_name={config['run_name']} continues it"
+
+
+@contextmanager
+def stopped_plainly(advice: str) -> Iterator[None]:
+    """One line where training or evaluation is stopped by Ctrl-C or SIGTERM, and exit code 130 or 143.
+
+    Args:
+        advice: how to go on.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)} if main else {}
+    if main:
+        signal.signal(signal.SIGTERM, _stop)
+    try:
+        yield
+    except (KeyboardInterrupt, SIGTERMException, SystemExit) as stop:
+        interrupted = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
+        warn(f"{'interrupted' if interrupted else 'stopped'}; {advice}")
+        raise SystemExit(130 if interrupted else 143) from None
+    finally:
+        for name, handler in handlers.items():
+            signal.signal(name, handler)  # Lightning leaves Ctrl-C ignored
+
+
+def _stop(*_: Any) -> None:
+    raise SIGTERMException
+
+
+@rank_zero_only
+def warn(text: str) -> None:
+    """Prints a line on stderr, once for all processes."""
+    print(f"robustfg: {text}", file=sys.stderr, flush=True)
 
 
 @rank_zero_only

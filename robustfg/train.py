@@ -46,11 +46,12 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     """
     # Only now, so that --help and --cfg need none of it.
     from robustfg import assemble, run
-    from robustfg.training.callbacks import SaveOnInterrupt
+    from robustfg.training.continuing import LastCheckpoint
 
     if config["monitor"] not in MONITORS:
         raise UserError(f"monitor must be {' or '.join(MONITORS)}, got {config['monitor']}")
     run.begin(config["seed"])
+    run.restore_config(folder)
     run.refuse_another_runs_folder(config, folder)
     data = assemble.data_of(config)
     classifier = assemble.classifier_of(config, data.classes)
@@ -58,15 +59,16 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     evaluation = assemble.evaluation_of(config, folder, data)
     validation = assemble.validation_of(config, data)
     last = folder / "checkpoints" / "last.ckpt"
-    callbacks = [evaluation, *validation, *assemble.callbacks_of(config), SaveOnInterrupt(last)]
+    callbacks = [LastCheckpoint(last), evaluation, *validation, *assemble.callbacks_of(config)]
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
-        run.refuse_fewer_epochs(config, trainer, last)
+        run.look_back(config, trainer, last)
         run.write_origin(config, folder, data, command, trainer.loggers, init_from=init_from)
-        run.fit(trainer, classifier, data, last)
-        if config["test"]:
-            run.load_best(classifier, last.with_name("best.ckpt"))
-            run.test(trainer, classifier, data, evaluation, folder)
+        with run.stopped_plainly(run.how_to_continue(config, folder)):
+            run.fit(trainer, classifier, data, last)
+            if config["test"]:
+                run.load_best(classifier, last.with_name("best.ckpt"))
+                run.test(trainer, classifier, data, evaluation, folder)
     return run.best_score(trainer)
 
 

@@ -19,7 +19,7 @@ from robustfg.assemble import data_of
 from robustfg.checkpoint import Checkpoint
 from robustfg.detectors import threshold_at
 from robustfg.train import train
-from robustfg.training.callbacks import SaveOnInterrupt
+from robustfg.training.continuing import LastCheckpoint
 
 pytestmark = pytest.mark.process
 shares_a_run = pytest.mark.xdist_group("trained run")
@@ -321,7 +321,7 @@ def test_a_killed_training_continues_to_the_same_weights(tmp_path):
     assert metrics[0] == metrics[1]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 1)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_training_leaves_a_checkpoint_that_can_be_continued(tmp_path, number, code):
     process = start("train", *LONG, "trainer.max_epochs=500", "run_name=i", f"output={tmp_path}")
     last = tmp_path / "digits-softmax" / "i" / "checkpoints" / "last.ckpt"
@@ -340,14 +340,14 @@ def test_an_interrupted_training_leaves_a_checkpoint_that_can_be_continued(tmp_p
 def test_a_training_stopped_in_the_middle_of_an_epoch_continues_to_the_same_weights(tmp_path, monkeypatch):
     config = config_of("train", *LONG, "trainer.max_epochs=2")
     train(config, tmp_path / "whole", command=[])
-    hook = SaveOnInterrupt.on_train_batch_start
+    hook = LastCheckpoint._at_whole_place
 
-    def stopping(self, trainer, *arguments):
-        self.told_to_stop = trainer.global_step == 25  # the eighth batch of the second epoch
-        hook(self, trainer, *arguments)
+    def stopping(self, trainer, **options):
+        self.signals.told = 15 if trainer.global_step == 25 else None  # the eighth batch of the second epoch
+        hook(self, trainer, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SaveOnInterrupt, "on_train_batch_start", stopping)
+        patch.setattr(LastCheckpoint, "_at_whole_place", stopping)
         with pytest.raises(SystemExit):
             train(config, tmp_path / "stopped", command=[])
     assert torch.load(tmp_path / "stopped" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 25

@@ -12,7 +12,7 @@ from robustfg.config import from_yaml
 from robustfg.errors import UserError
 from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.train import train
-from robustfg.training.callbacks import SaveOnInterrupt
+from robustfg.training.continuing import LastCheckpoint
 
 QUICK = ("experiment=smoke", "loss=softmax", "test=false", "trainer.max_epochs=1", "trainer.limit_train_batches=3")
 
@@ -66,14 +66,14 @@ def test_a_stopped_run_goes_on_from_its_own_weights_and_does_not_load_again(firs
     checkpoint, options = tmp_path / "best.ckpt", ("trainer.max_epochs=2", "training=adversarial")
     shutil.copy(first, checkpoint)
     start(tmp_path / "whole", checkpoint, *options)
-    hook = SaveOnInterrupt.on_train_batch_start
+    hook = LastCheckpoint._at_whole_place
 
-    def stopping(self, trainer, *arguments):
-        self.told_to_stop = trainer.global_step == 2
-        hook(self, trainer, *arguments)
+    def stopping(self, trainer, **options):
+        self.signals.told = 15 if trainer.global_step == 2 else None
+        hook(self, trainer, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SaveOnInterrupt, "on_train_batch_start", stopping)
+        patch.setattr(LastCheckpoint, "_at_whole_place", stopping)
         with pytest.raises(SystemExit):
             start(tmp_path / "stopped", checkpoint, *options)
     record = json.loads((tmp_path / "stopped" / "provenance.json").read_text())["init_from"]

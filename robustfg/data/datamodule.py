@@ -1,10 +1,13 @@
 """The data module: a source's splits as exact, reproducible loaders."""
 
 import os
+import signal
 from collections.abc import Mapping, Sequence
+from types import FrameType
 
 import numpy as np
 import pytorch_lightning as pl
+from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
 
@@ -111,6 +114,7 @@ class DataModule(pl.LightningDataModule):
             raise UserError("data: the training split is empty; lower data.source.test_fraction")
         world, rank = self._world()
         sampler = EpochSampler(samples, num_replicas=world, rank=rank, shuffle=True, seed=self.seed * 1_000_003)
+        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)  # loader processes ask for indices at once
         sampler.skip, self._batches_seen = self._batches_seen * self.batch_size, 0
         return self._loader(samples, sampler, self.batch_size, drop_last=len(samples) >= world * self.batch_size)
 
@@ -157,6 +161,7 @@ class DataModule(pl.LightningDataModule):
             drop_last=drop_last,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=unmoved_by_signals,
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
         )
 
@@ -183,6 +188,20 @@ class DataModule(pl.LightningDataModule):
         if name == "test":
             return self.source.test
         return self.source.val if name == "val" and self.source.val is not None else self.source.train
+
+
+def unmoved_by_signals(worker: int) -> None:
+    """Lets a loader's process outlive Ctrl-C and the first SIGTERM, which reach all processes of a run.
+
+    Its run ends it once training has come to a place from where it can be continued.
+    """
+    pl_worker_init_function(worker)
+
+    def once(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, once)
 
 
 def described(split: Split, positions: Positions) -> dict[str, object]:

@@ -1,32 +1,45 @@
 """metrics.csv: every logged scalar, kept across interruptions."""
 
 import csv
+import io
+import warnings
 from argparse import Namespace
 from collections.abc import Mapping
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import Logger
 
+from robustfg.errors import UserError
+from robustfg.files import refusal, write_text
+
 
 class MetricsCsv(Logger):
-    """One row per logging step. A resumed run replaces the rows of steps that it repeats.
+    """One row per logging step. A continued run goes on after the last row that its checkpoint knows of.
 
     Args:
-        path: the file; existing rows are read and kept.
+        path: the file; existing rows are read and kept, but for what a killed process left incomplete.
     """
 
     def __init__(self, path: str | Path) -> None:
         super().__init__()
         self.path = Path(path)
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = _whole_rows(self.path)
         self.columns: list[str] = []  # of the file as it was last written by us
         self.saved = 0  # rows in it
-        self._resuming = self.path.is_file()
-        if self._resuming:
-            with self.path.open(newline="") as file:
-                self.rows = [{k: v for k, v in row.items() if v != ""} for row in csv.DictReader(file)]
+        self._resuming = bool(self.rows)
+
+    def position(self) -> int:
+        """How many rows there are."""
+        return len(self.rows)
+
+    def rewind(self, position: int) -> None:
+        """Forgets the rows from ``position`` on, which are logged again."""
+        if len(self.rows) < position:
+            warnings.warn(f"{self.path} has lost {position - len(self.rows)} of {position} rows", stacklevel=2)
+        self.rows, self.columns, self._resuming = self.rows[:position], [], False
 
     @property
     def save_dir(self) -> str:
@@ -56,18 +69,39 @@ class MetricsCsv(Logger):
     def save(self) -> None:
         columns = ["step", "epoch", *sorted({key for row in self.rows for key in row} - {"step", "epoch"})]
         if columns == self.columns and self.path.is_file():
-            with self.path.open("a", newline="") as file:
-                csv.DictWriter(file, columns).writerows(self.rows[self.saved :])
+            try:
+                with self.path.open("a", newline="") as file:
+                    csv.DictWriter(file, columns).writerows(self.rows[self.saved :])
+            except OSError as error:
+                raise refusal(self.path, error) from error
         else:
-            beside = self.path.with_suffix(".tmp")
-            with beside.open("w", newline="") as file:
-                writer = csv.DictWriter(file, columns)
-                writer.writeheader()
-                writer.writerows(self.rows)
-            beside.replace(self.path)
+            text = io.StringIO(newline="")
+            writer = csv.DictWriter(text, columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+            write_text(self.path, text.getvalue())
         self.columns, self.saved = columns, len(self.rows)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
         if self.rows:
-            self.save()
+            with suppress(UserError) if status == "failed" else nullcontext():  # what failed first is reported
+                self.save()
+
+
+def _whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file up to the first that is incomplete."""
+    if not path.is_file():
+        return []
+    lines = path.read_bytes().decode("utf-8", "replace").splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    rows: list[dict[str, Any]] = []
+    try:
+        for row in csv.DictReader(lines):
+            if None in row or None in row.values() or not row.get("step", "").isdecimal():
+                break
+            rows.append({key: value for key, value in row.items() if value != ""})
+    except csv.Error:  # such as a NUL, after a loss of power
+        pass
+    return rows

@@ -1,64 +1,13 @@
 """Callbacks of every training run."""
 
-import signal
-import threading
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import EMAWeightAveraging, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
-from pytorch_lightning.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from robustfg.errors import UserError
-
-LOOK_EVERY = 10  # batches between two looks at the other processes, which cost a collective
-
-
-class SaveOnInterrupt(pl.Callback):
-    """Writes ``last.ckpt`` on Ctrl-C and SIGTERM, so that the run can be continued.
-
-    SIGTERM only sets a flag; all processes agree on it and stop at the same step. (Lightning's own handler starts a
-    collective inside the signal handler, which hangs when every process gets the signal, as SLURM sends it.)
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.told_to_stop = False
-        self.previous: Any = None
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self.previous = signal.signal(signal.SIGTERM, self._note)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.previous is not None:
-            signal.signal(signal.SIGTERM, self.previous)
-
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        stop = self.told_to_stop
-        if trainer.world_size > 1:
-            if batch_idx % LOOK_EVERY:
-                return
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
-            raise SIGTERMException
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        if isinstance(exception, KeyboardInterrupt | SIGTERMException) and trainer.state.fn == "fit":
-            beside = self.path.with_suffix(".tmp")
-            trainer.save_checkpoint(beside)
-            if trainer.is_global_zero:
-                beside.replace(self.path)
-
-    def _note(self, *_: Any) -> None:
-        self.told_to_stop = True
 
 
 class WarmedEma(EMAWeightAveraging):
@@ -81,6 +30,12 @@ class WarmedEma(EMAWeightAveraging):
             return mean + (1 - kept) * (value - mean)  # what is frozen stays to the last bit
 
         self._kwargs["avg_fn"] = average
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leaves the model alone, since the last checkpoint is to hold its own weights too."""
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._copy_average_to_current(pl_module)  # also where a finished run had nothing left to train
 
     def restart(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
         """Forgets what was averaged and begins anew with the model's present weights."""

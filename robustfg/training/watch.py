@@ -30,8 +30,9 @@ class Watch(pl.Callback):
 
     def __init__(self, guard: Guard, single: Attack, attacking: Callable[[float], bool]) -> None:
         self.guard, self.single, self.attacking = guard, single, attacking
+        self.worst: dict[str, float] = {}  # of the present epoch, which a checkpoint may fall into
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self.guard.triggered and self.guard.rescue is None:  # a stopped run that is given again
             trainer.should_stop = True
 
@@ -49,12 +50,17 @@ class Watch(pl.Callback):
         good = self.guard.is_good(single, multi)
         found = {"guard_single_accuracy": single, "guard_multi_accuracy": multi, "overfitting": float(not good)}
         for name, value in found.items():
-            worst = "max" if name == "overfitting" else "min"
-            pl_module.log(f"train/{name}", value, on_step=False, on_epoch=True, reduce_fx=worst, rank_zero_only=False)
+            worst = max if name == "overfitting" else min
+            self.worst[name] = worst(value, self.worst.get(name, value))
         if good:
             self.guard.weights = _weights(trainer, pl_module)
         else:
             self._mend(trainer, pl_module, single, multi)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for name, value in self.worst.items():
+            pl_module.log(f"train/{name}", value, rank_zero_only=False)
+        self.worst = {}
 
     def restart(self, trainer: pl.Trainer, model: pl.LightningModule) -> None:
         """Takes the model's present weights for those of the last good check, which a survey has outdated."""
@@ -92,10 +98,11 @@ class Watch(pl.Callback):
         return right
 
     def state_dict(self) -> dict[str, Any]:
-        return self.guard.state_dict()
+        return self.guard.state_dict() | {"worst": dict(self.worst)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.guard.load_state_dict(state_dict)
+        self.worst = dict(state_dict.get("worst", {}))
 
 
 def _weights(trainer: pl.Trainer, model: pl.LightningModule) -> list[dict[str, Tensor]]:

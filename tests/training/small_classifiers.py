@@ -1,5 +1,7 @@
 """A tiny classifier in float64, written out by hand beside it, and how to train it for a moment."""
 
+import signal
+
 import pytorch_lightning as pl
 import torch
 from torch import nn
@@ -29,6 +31,7 @@ from robustfg.training import (
     Trades,
     WeightPerturbation,
 )
+from robustfg.training.continuing import LastCheckpoint
 from robustfg.types import Batch
 
 LOSSES = {
@@ -168,3 +171,15 @@ def results(regime, batch_size, **options):
     below = getattr(regime, "regime", regime)
     checks = below.guard.good if isinstance(below, Fast) else []
     return {"weights": model.state_dict(), "noise": getattr(below, "noise", {}), "checks": checks}
+
+
+class StoppedAt(LastCheckpoint):
+    """Is told to stop after so many steps."""
+
+    def __init__(self, path, step):
+        super().__init__(path)
+        self.at = step
+
+    def _at_whole_place(self, trainer, **options):
+        self.signals.told = signal.SIGTERM if trainer.global_step == self.at else None
+        super()._at_whole_place(trainer, **options)

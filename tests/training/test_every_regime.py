@@ -3,10 +3,8 @@
 import pytest
 import torch
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from small_classifiers import classifier, data, fitted, regimes, results, trainer
+from small_classifiers import StoppedAt, classifier, data, fitted, regimes, results, trainer
 from two_ranks import found_by_two
-
-from robustfg.training.callbacks import SaveOnInterrupt
 
 NAMES = list(regimes())
 HALVES = ("ccat", "mcat")
@@ -73,17 +71,10 @@ def test_mixed_precision_accumulation_and_clipping_work_together(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("stop", [4, 9])
-def test_training_stopped_in_the_middle_of_an_epoch_continues_to_the_same_weights(name, stop, tmp_path, monkeypatch):
+def test_training_stopped_in_the_middle_of_an_epoch_continues_to_the_same_weights(name, stop, tmp_path):
     exact = {"precision": "32-true"}  # Lightning reads a checkpoint into float32 before it makes the model double
     whole = fitted(regimes(clean_epochs=0.2, ramp_epochs=1)[name], **exact)
-    keep = SaveOnInterrupt(tmp_path / "last.ckpt")
-    look = keep.on_train_batch_start
-
-    def stopping(loop, *rest):
-        keep.told_to_stop = loop.global_step == stop
-        look(loop, *rest)
-
-    monkeypatch.setattr(keep, "on_train_batch_start", stopping)
+    keep = StoppedAt(tmp_path / "last.ckpt", stop)
     with pytest.raises(SIGTERMException):
         trainer(callbacks=[keep], **exact).fit(classifier(regimes(clean_epochs=0.2, ramp_epochs=1)[name]), data())
     torch.manual_seed(99)

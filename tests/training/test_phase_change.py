@@ -3,7 +3,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from small_classifiers import Backbone, guard, pgd, trainer
+from small_classifiers import Backbone, StoppedAt, guard, pgd, trainer
 from small_phases import ClassMeans, Means, classifier, data, fitted, phases
 from toy import SIZE, Convolutions
 from two_ranks import found_by_two
@@ -14,7 +14,8 @@ from robustfg.losses import ProtoPNet
 from robustfg.losses.prune import Prune
 from robustfg.losses.push import Push
 from robustfg.training import Fast, Phase, Phases
-from robustfg.training.callbacks import SaveOnInterrupt, WarmedEma
+from robustfg.training.callbacks import WarmedEma
+from robustfg.training.continuing import LastCheckpoint
 
 SINGLE = {"precision": "32-true"}  # Lightning reads a checkpoint into float32 before it makes the model double
 
@@ -199,15 +200,8 @@ def resumed(path):
 
 
 @pytest.mark.parametrize("stop", [0, 3, 6, 7, 17, 18, 19, 23])
-def test_training_stopped_in_any_phase_continues_to_the_same_weights(whole, stop, tmp_path, monkeypatch):
-    keep = SaveOnInterrupt(tmp_path / "last.ckpt")
-    look = keep.on_train_batch_start
-
-    def stopping(loop, *rest):
-        keep.told_to_stop = loop.global_step == stop
-        look(loop, *rest)
-
-    monkeypatch.setattr(keep, "on_train_batch_start", stopping)
+def test_training_stopped_in_any_phase_continues_to_the_same_weights(whole, stop, tmp_path):
+    keep = StoppedAt(tmp_path / "last.ckpt", stop)
     first = classifier(phases(), Convolutions, dropout=0.5)
     with pytest.raises(SIGTERMException):
         fitted(first, callbacks=[keep], **SINGLE)
@@ -233,7 +227,7 @@ def test_a_survey_broken_off_is_begun_again_on_the_old_weights(whole, where, tmp
         do(self, *arguments)
         raise KeyboardInterrupt
 
-    keep = SaveOnInterrupt(tmp_path / "last.ckpt")
+    keep = LastCheckpoint(tmp_path / "last.ckpt")
     with monkeypatch.context() as patch:
         patch.setattr(ClassMeans, where, broken)
         with pytest.raises((KeyboardInterrupt, SystemExit)):
@@ -262,7 +256,7 @@ def test_momentum_of_what_a_survey_has_resized_is_forgotten_and_of_all_else_kept
     notes = noted(model := pruned_later(surveys), max_epochs=2, **SINGLE)
     assert len(model.loss.prototype.prototypes) < 20
     assert notes.weights[11]["loss.prototype.last_layer.weight"].shape == (5, len(model.loss.prototype.prototypes))
-    keep = SaveOnInterrupt(tmp_path / "last.ckpt")
+    keep = LastCheckpoint(tmp_path / "last.ckpt")
     with monkeypatch.context() as patch:  # the second survey is broken off, when the first may have pruned already
         patch.setattr({"push": Push, "prune": Prune}[surveys[1]], "findings", interrupted)
         with pytest.raises((KeyboardInterrupt, SystemExit)):

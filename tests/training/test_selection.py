@@ -4,6 +4,7 @@ from small_classifiers import trainer
 from small_phases import classifier, data, phases
 
 from robustfg.training import Phase, Phases
+from robustfg.training.continuing import LastCheckpoint
 from robustfg.training.selection import BestCheckpoint, LastPhaseStopping
 
 
@@ -20,9 +21,10 @@ class Scores(pl.Callback):
 def selected(tmp_path, plan, *scores, patience=None):
     best = BestCheckpoint(tmp_path, monitor="planted", mode="max", filename="best")
     stopping = [LastPhaseStopping("planted", mode="max", patience=patience)] if patience else []
+    callbacks = [LastCheckpoint(tmp_path / "last.ckpt"), Scores(*scores), best, *stopping]
     loop = trainer(
-        max_epochs=len(scores), callbacks=[Scores(*scores), best, *stopping], enable_checkpointing=True,
-        limit_val_batches=1, precision="32-true",
+        max_epochs=len(scores), callbacks=callbacks, enable_checkpointing=True, limit_val_batches=1,
+        precision="32-true",
     )  # fmt: skip
     loop.fit(classifier(plan), data())
     return torch.load(tmp_path / "best.ckpt", weights_only=True)["epoch"], loop.current_epoch
