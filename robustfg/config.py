@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from robustfg.arguments import refuse_unfit
 from robustfg.errors import UserError
 from robustfg.option_names import NoOptionError
+from robustfg.processes import default_name
 
 _PACKAGE = Path(__file__).parent
 CONF = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if (folder / "train.yaml").is_file())
@@ -87,6 +88,7 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateRoot)
     store.store(name="predict_schema", node=PredictRoot)
     OmegaConf.register_new_resolver("total_epochs", total_epochs, replace=True)
+    OmegaConf.register_new_resolver("default_name", default_name, use_cache=True, replace=True)
 
 
 def total_epochs(phases: Mapping[str, Any] | None, otherwise: int) -> int:

@@ -16,6 +16,7 @@ from robustfg.config import (
     register_schemas,
 )
 from robustfg.errors import UserError
+from robustfg.folder import claimed, folder_of, refuse_another_request, refuse_held
 from robustfg.mistakes import mistakes_told, told_plainly
 from robustfg.trust import refuse_untrusted_config
 
@@ -34,7 +35,10 @@ def evaluate_composed(composed: DictConfig) -> float:
     with told_plainly(composed):
         config = plain(composed) | {"names": chosen("data", "attack")}
         refuse_sweep_with_ddp(config["trainer"])
-        return evaluate(config, Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
+        folder = folder_of(
+            f"{config['output']}/evaluations/{config['run_name']}", str(HydraConfig.get().job.get("num"))
+        )
+        return evaluate(config, folder, command=sys.argv)
 
 
 def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
@@ -51,8 +55,10 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
     # Only now, so that --help and --cfg need none of it.
     from robustfg import assemble, run
     from robustfg.checkpoint import Checkpoint
+    from robustfg.lifeline import Lifeline
 
     run.begin(config["seed"])
+    refuse_held(folder)
     if config["checkpoint"] is None:
         data = assemble.data_of(config)
         classifier = assemble.published_classifier_of(config, data.classes)
@@ -63,11 +69,16 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
         checkpoint.expect_classes(data.classes)
         classifier = assemble.classifier_of(config, checkpoint.classes)
         checkpoint.load_into(classifier)
+    refuse_another_request(config, folder, training=False)
     evaluation = assemble.evaluation_of(config, folder, data)
-    with run.dashboards_closed(config):
-        trainer = assemble.trainer_of(config, folder, [evaluation], assemble.loggers_of(config, folder))
+    advice = run.how_to_continue(config, folder)
+    callbacks = [Lifeline(advice), evaluation]
+    with claimed(folder, command), run.dashboards_closed(config):
+        refuse_another_request(config, folder, training=False)  # another one may have come meanwhile
+        trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
         run.write_origin(config, folder, data, command, trainer.loggers)
-        return run.test(trainer, classifier, data, evaluation, folder)
+        with run.stopped_plainly(advice):
+            return run.test(trainer, classifier, data, evaluation, folder)
 
 
 def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import signal
 import sys
 import threading
@@ -17,25 +18,21 @@ from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import SIGTERMException
-from torch.multiprocessing.spawn import ProcessExitedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
-from robustfg.config import from_yaml, to_yaml
+from robustfg.config import to_yaml
 from robustfg.data.datamodule import DataModule
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
 from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.files import write_text
+from robustfg.folder import write_hydra
+from robustfg.processes import starter
 from robustfg.provenance import provenance
 from robustfg.reporting import print_summary, write_page
 from robustfg.training.continuing import LastCheckpoint
-
-IDENTITY = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed", "init_from")
-"""Parts of the config that a continued run must share with what its folder holds."""
-
-MACHINE = {"num_workers", "cache", "eval_batch_size", "max_test_samples", "root", "download"}
-"""Data options that do not change what is learned."""
 
 UNHELPFUL = (
     ".*LeafSpec.*",
@@ -52,34 +49,13 @@ def begin(seed: int) -> None:
     """Seeds Python, NumPy, torch and the loaders' processes (0 counts), and silences what tells the user nothing."""
     if not 0 <= seed < 2**32:
         raise UserError(f"seed must be in [0, 2^32), got {seed}")
+    starter()
     pl.seed_everything(seed, workers=True, verbose=False)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # fp32 means fp32
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for text in UNHELPFUL:
         warnings.filterwarnings("ignore", text)
-
-
-def refuse_another_runs_folder(config: Mapping[str, Any], folder: Path) -> None:
-    """A run name given twice must mean the same run."""
-    path = folder / "config.yaml"
-    if not (folder / "checkpoints" / "last.ckpt").exists() or not path.exists():
-        return
-    stored = from_yaml(path)
-    for part in IDENTITY:
-        if _essence(config[part]) != _essence(stored.get(part)):
-            raise UserError(
-                f"run_name={config['run_name']}: {folder} holds a run with another {part} (see its config.yaml); "
-                "choose another run_name or remove the folder"
-            )
-
-
-def restore_config(folder: Path) -> None:
-    """Brings back a ``config.yaml`` that is missing beside ``last.ckpt``, which has it too."""
-    last, path = folder / "checkpoints" / "last.ckpt", folder / "config.yaml"
-    if last.exists() and not path.exists():
-        write_text(path, to_yaml(Checkpoint.read(last, "run_name: the checkpoint to continue from").config))
-        say(f"{path} was missing and is restored from {last}")
 
 
 def look_back(config: Mapping[str, Any], trainer: pl.Trainer, last: Path) -> None:
@@ -98,14 +74,12 @@ def look_back(config: Mapping[str, Any], trainer: pl.Trainer, last: Path) -> Non
             f"run_name={config['run_name']} has been trained for {checkpoint.epochs} epochs; set trainer.max_epochs >= "
             f"{checkpoint.epochs}, or another run_name"
         )
+    path = last.parents[1] / "config.yaml"
+    if not path.exists():
+        say(f"{path} was missing and is written anew; {last} was asked for the same")
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger._kwargs["purge_step"] = checkpoint.steps
-
-
-def _essence(part: Any) -> Any:
-    """A part of the config without what may change from machine to machine."""
-    return {k: _essence(v) for k, v in part.items() if k not in MACHINE} if isinstance(part, dict) else part
 
 
 def start_from(config: Mapping[str, Any], classifier: Classifier, folder: Path) -> dict[str, str] | None:
@@ -137,22 +111,15 @@ def write_origin(
     init_from: Mapping[str, str] | None = None,
 ) -> None:
     """config.yaml, provenance.json and splits.json, and the config on the dashboards, once for all processes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_beside(folder / "config.yaml", to_yaml(config))
+    write_text(folder / "config.yaml", to_yaml(config))
+    write_hydra(folder)
     origin = provenance(seed=config["seed"], splits=data.describe(), command=command, init_from=init_from)
-    write_beside(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
+    write_text(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
     ids = {name: positions.tolist() for name, positions in data.positions.items()}
-    write_beside(folder / "splits.json", json.dumps(ids) + "\n")
+    write_text(folder / "splits.json", json.dumps(ids) + "\n")
     for logger in loggers:
         logger.log_hyperparams(dict(config))
     say(f"Run folder: {folder}")
-
-
-def write_beside(path: Path, text: str) -> None:
-    """Writes a text file whole or not at all."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 def fit(trainer: pl.Trainer, classifier: Classifier, data: DataModule, last: Path) -> None:
@@ -203,18 +170,6 @@ def test(
     return metrics["test/robust_accuracy"]
 
 
-@contextmanager
-def dashboards_closed(config: Mapping[str, Any]) -> Iterator[None]:
-    """Ends the wandb run whatever happens, or the jobs of a multirun would merge."""
-    try:
-        yield
-    finally:
-        if "wandb" in (config["logger"] or {}):
-            import wandb
-
-            wandb.finish()
-
-
 def how_to_continue(config: Mapping[str, Any], folder: Path) -> str:
     """What a stopped command leaves, and how to go on."""
     return f"what is done is kept in {folder}; the same command with run_name={config['run_name']} continues it"
@@ -222,10 +177,15 @@ def how_to_continue(config: Mapping[str, Any], folder: Path) -> str:
 
 @contextmanager
 def stopped_plainly(advice: str) -> Iterator[None]:
-    """One line where training or evaluation is stopped by Ctrl-C or SIGTERM, and exit code 130 or 143.
+    """One line where training or evaluation is stopped from outside: by a signal, or by the death of a process.
+
+    Exit codes are 130 after Ctrl-C, 143 after SIGTERM and 1 otherwise.
 
     Args:
         advice: how to go on.
+
+    Raises:
+        UserError: for the mistake that another process met, or where one has died.
     """
     main = threading.current_thread() is threading.main_thread()
     handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)} if main else {}
@@ -237,6 +197,18 @@ def stopped_plainly(advice: str) -> Iterator[None]:
         interrupted = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         warn(f"{'interrupted' if interrupted else 'stopped'}; {advice}")
         raise SystemExit(130 if interrupted else 143) from None
+    except ProcessRaisedException as error:
+        if mistakes := re.findall(r"UserError: (.+)", str(error)):
+            raise UserError(mistakes[-1]) from None
+        raise
+    except ProcessExitedException as error:
+        raise UserError(f"{error}, so all end; {advice}") from None
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker \(pid", str(error)):
+            raise
+        raise UserError(
+            f"a loader process died ({str(error).splitlines()[0]}); too little memory? Lower data.num_workers; {advice}"
+        ) from None
     finally:
         for name, handler in handlers.items():
             signal.signal(name, handler)  # Lightning leaves Ctrl-C ignored
@@ -250,6 +222,18 @@ def _stop(*_: Any) -> None:
 def warn(text: str) -> None:
     """Prints a line on stderr, once for all processes."""
     print(f"robustfg: {text}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def dashboards_closed(config: Mapping[str, Any]) -> Iterator[None]:
+    """Ends the wandb run whatever happens, or the jobs of a multirun would merge."""
+    try:
+        yield
+    finally:
+        if "wandb" in (config["logger"] or {}):
+            import wandb
+
+            wandb.finish()
 
 
 @rank_zero_only

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 
 from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, register_schemas
 from robustfg.errors import UserError
+from robustfg.folder import claimed, folder_of, refuse_another_request, refuse_held
 from robustfg.mistakes import mistakes_told, told_plainly
 
 register_schemas()
@@ -30,7 +31,10 @@ def train_composed(composed: DictConfig) -> float | None:
     with told_plainly(composed):
         config = plain(composed) | {"names": chosen("data", "loss", "model", "training", "attack")}
         refuse_sweep_with_ddp(config["trainer"])
-        return train(config, Path(HydraConfig.get().runtime.output_dir), command=sys.argv)
+        job = "{data}-{loss}".format(**config["names"])
+        where = f"{config['output']}/{job}/{config['run_name']}"
+        folder = folder_of(where, f"{HydraConfig.get().job.get('num')}-{job}-s{config['seed']}")
+        return train(config, folder, command=sys.argv)
 
 
 def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | None:
@@ -46,25 +50,28 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     """
     # Only now, so that --help and --cfg need none of it.
     from robustfg import assemble, run
+    from robustfg.lifeline import Lifeline
     from robustfg.training.continuing import LastCheckpoint
 
     if config["monitor"] not in MONITORS:
         raise UserError(f"monitor must be {' or '.join(MONITORS)}, got {config['monitor']}")
     run.begin(config["seed"])
-    run.restore_config(folder)
-    run.refuse_another_runs_folder(config, folder)
+    refuse_held(folder)
+    refuse_another_request(config, folder, training=True)
     data = assemble.data_of(config)
     classifier = assemble.classifier_of(config, data.classes)
     init_from = run.start_from(config, classifier, folder)
     evaluation = assemble.evaluation_of(config, folder, data)
     validation = assemble.validation_of(config, data)
     last = folder / "checkpoints" / "last.ckpt"
-    callbacks = [LastCheckpoint(last), evaluation, *validation, *assemble.callbacks_of(config)]
-    with run.dashboards_closed(config):
+    advice = run.how_to_continue(config, folder)
+    callbacks = [LastCheckpoint(last), Lifeline(advice), evaluation, *validation, *assemble.callbacks_of(config)]
+    with claimed(folder, command), run.dashboards_closed(config):
+        refuse_another_request(config, folder, training=True)  # another one may have come meanwhile
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
         run.look_back(config, trainer, last)
         run.write_origin(config, folder, data, command, trainer.loggers, init_from=init_from)
-        with run.stopped_plainly(run.how_to_continue(config, folder)):
+        with run.stopped_plainly(advice):
             run.fit(trainer, classifier, data, last)
             if config["test"]:
                 run.load_best(classifier, last.with_name("best.ckpt"))
