@@ -95,7 +95,7 @@ THERE = {
     "attack/pgd_l0": {"step.size": "120000/255"},
     "attack/sparse_rs": {"alpha_init": 0.3},
     # maurapintor/Fast-Minimum-Norm-FMN-Attack, by way of jeromerony/adversarial-library
-    **{f"attack/{fmn}": {"step_size": 1.0, "change": 0.05, "last_change": 0.001} for fmn in ("fmn", "fmn_l0", "fmn_l1")},
+    **{f"attack/fmn{norm}": {"step_size": 1.0, "change": 0.05, "last_change": 0.001} for norm in ("", "_l0", "_l1")},
     # bethgelab/foolbox 1 (Brendel et al.)
     "attack/boundary": {"along": 0.01, "towards": 0.01, "factor": 1.5, "converged": 1e-7},
     # fra31/auto-attack
