@@ -72,6 +72,8 @@ def print_summary(summary: Mapping[str, Any], page: Path, console: Console | Non
     if tolerated := tolerance(summary["checks"]):
         print_part("Checks", [tolerated], console)
     console.print(f"\nVerdict: [bold]{summary['verdict']}[/bold]. {checks_line(summary['checks'])}")
+    for remark in summary.get("remarks", ()):
+        console.print(remark, markup=False)
     console.print(f"Page: {page}", soft_wrap=True)
 
 

@@ -33,7 +33,7 @@ def cascade():
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     random.seed(0)
-    few = functools.partial(data_module, max_test_samples=40, batch_size=20)
+    few = functools.partial(data_module, max_test_samples=24, batch_size=12)
     Pace.of = classmethod(lambda cls, model, image: Pace(1.0, 8))  # the toy is so small that a batch is one portion
     for run in ("whole", "killed"):
         done, kills = False, 0
@@ -44,9 +44,9 @@ def main(folder: Path) -> None:
                     backbone=Convolutions(), loss=Softmax(channels=16, num_classes=CLASSES), num_classes=CLASSES
                 )
                 model.load_state_dict(torch.load(folder / "weights.pt"))
-                evaluate(model.eval(), folder / run, attacks={"cascade": cascade()}, checks=8, data=few())
+                evaluate(model.eval(), folder / run, attacks={"cascade": cascade()}, checks=0, data=few())
                 os._exit(0)
-            if run == "killed" and kills < 12:
+            if run == "killed" and kills < 6:
                 time.sleep(random.uniform(0.1, 0.4 + 0.1 * kills))
                 os.kill(child, signal.SIGKILL)
             status = os.waitpid(child, 0)[1]
