@@ -63,7 +63,7 @@ def suite(**changes):
 def evaluate(model, folder, attacks=None, data=None, **options):
     callback = RobustnessEvaluation(
         attacks=attacks or suite(), folder=folder, about={"run": "r", "data": "blobs", "loss": "softmax", "seed": 0},
-        **({"checks": 60, "gallery": 3} | options),
+        **({"checks": 101, "gallery": 3} | options),
     )  # fmt: skip
     trainer = pl.Trainer(
         accelerator="cpu", logger=False, callbacks=[callback], enable_progress_bar=False, enable_model_summary=False,

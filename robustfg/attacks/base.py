@@ -151,6 +151,10 @@ class Attack(ABC):
         """
         return self.rounds * (int(getattr(self, "steps", 1)) + 1)
 
+    def passes_in(self, restart: int) -> int:
+        """Forward passes of one sample in one round, about."""
+        return max(self.passes // self.rounds, 1)
+
     def within(self, threat: Threat) -> Self:
         """The same attack inside another threat model; steps given as a share of epsilon change with it."""
         return replace(self, threat=threat)

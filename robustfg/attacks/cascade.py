@@ -63,6 +63,10 @@ class Cascade(Attack):
     def passes(self) -> int:
         return sum(attack.passes for attack in self.attacks.values())
 
+    def passes_in(self, restart: int) -> int:
+        attack, restart = self._stage(restart)
+        return attack.passes_in(restart)
+
     def within(self, threat: Threat) -> Self:
         return replace(self, attacks={stage: attack.within(threat) for stage, attack in self.attacks.items()})
 
@@ -88,9 +92,14 @@ class Cascade(Attack):
         }
 
     def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
+        attack, restart = self._stage(restart)
+        return attack.attempt(model, task, restart, before)
+
+    def _stage(self, restart: int) -> tuple[Attack, int]:
+        """The stage that a round belongs to, and which of its own rounds it is."""
         for attack in self.attacks.values():
             if restart < attack.rounds:
-                return attack.attempt(model, task, restart, before)
+                return attack, restart
             restart -= attack.rounds
         raise IndexError(f"{self.name} has {self.rounds} rounds")
 

@@ -51,6 +51,9 @@ class Transfer(Attack):
     def passes(self) -> int:
         return self.rounds  # forwards of the attacked model; the surrogate's are not its own
 
+    def passes_in(self, restart: int) -> int:
+        return self.attack.passes_in(restart)  # those of the surrogate take the time
+
     def within(self, threat: Threat) -> Self:
         return replace(self, attack=self.attack.within(threat))
 

@@ -30,10 +30,12 @@ from robustfg.evaluation.embedding import embedding_of
 from robustfg.evaluation.fingerprint import fingerprints, weights_sha256
 from robustfg.evaluation.gallery import shown_in_gallery, write_gallery
 from robustfg.evaluation.gather import claimed, gathered, total
-from robustfg.evaluation.measure import Classify, measure_attack, measure_clean
+from robustfg.evaluation.measure import Classify, measure_clean
+from robustfg.evaluation.pace import Pace
 from robustfg.evaluation.progress import AttackProgress
 from robustfg.evaluation.records import CLEAN, RecordStore, table_of, write_table
 from robustfg.evaluation.regions import Annotations, Regions
+from robustfg.evaluation.rounds import measure_attack
 from robustfg.evaluation.separation import Embeddings
 from robustfg.evaluation.summary import numbers_of
 from robustfg.types import Batch
@@ -117,6 +119,7 @@ class RobustnessEvaluation(pl.Callback):
         self.probabilities, self.weights = 0, weights
         self.annotations = Annotations(data.source, data.samples(self.split).split, data.fit_square)
         self.embeddings = Embeddings()
+        self.pace: Pace | None = None
         batches = trainer.num_test_batches[0]
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
         self.progress = AttackProgress(list(everything.values()), int(batches), enabled=shown)
@@ -135,6 +138,7 @@ class RobustnessEvaluation(pl.Callback):
             self.embeddings.add(found["embedding"], batch.label, batch.index)
             logits = found["logits"]
             self.probabilities += int(((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)).sum())
+            self.pace = self.pace or Pace.of(self.watch.judged, batch.image)
             for attack in self.attacks.values():
                 with self.progress.attacking(attack, pl_module, batch_idx):
                     self._attack(model, attack, batch, logits, regions, keep=self.perturbations)
@@ -193,19 +197,16 @@ class RobustnessEvaluation(pl.Callback):
     def _attack(
         self, model: Classify, attack: Attack, batch: Batch, logits: Tensor, regions: Regions | None, *, keep: bool
     ) -> None:
-        """Attacks ``model`` with the samples of a batch that an interrupted evaluation has not done."""
-        todo = torch.tensor(
-            [(attack.name, i) not in self.store.done for i in batch.index.tolist()], device=logits.device
-        )
-        if bool(todo.any()):
-            part = Batch(batch.image[todo], batch.label[todo], batch.index[todo])
-            where = None if regions is None else regions[todo]
-            self.store.add(
-                *measure_attack(
-                    self.watch.judged, attack, part, logits[todo], keep=keep, regions=where, attacked=model,
-                    detector=self.watch.detector(attack.name),
-                )
-            )  # fmt: skip
+        """Attacks ``model`` with the samples of a batch, but for what an interrupted evaluation has done."""
+        if not self.store.lacks(attack.name, batch.index.tolist(), attack.rounds):
+            return
+        units = measure_attack(
+            self.watch.judged, attack, batch, logits, keep=keep, regions=regions, attacked=model,
+            detector=self.watch.detector(attack.name), pace=self.pace,
+            known=self.store.known(attack.name, batch.index.tolist()),
+        )  # fmt: skip
+        for unit in units:
+            self.store.add(*unit)
 
     def _add(self, rows: list[dict[str, Any]]) -> None:
         self.store.add([row for row in rows if (row["attack"], row["index"]) not in self.store.done], [])

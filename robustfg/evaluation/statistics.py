@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest
 
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -22,3 +22,8 @@ def counted(correct: int, n: int) -> dict[str, Any]:
 def exceeds(count: int, n: int, rate: float, level: float = 0.05) -> bool:
     """Whether ``count`` of ``n`` speaks against a true rate of at most ``rate`` (one-sided exact binomial test)."""
     return n > 0 and bool(binomtest(count, n, rate, alternative="greater").pvalue < level)
+
+
+def upper_limit(count: int, n: int, confidence: float = 0.95) -> float:
+    """The largest rate under which ``count`` of ``n`` or fewer are not surprising (Clopper-Pearson, one-sided)."""
+    return float(beta.ppf(confidence, count + 1, n - count)) if count < n else 1.0

@@ -13,6 +13,7 @@ from robustfg.evaluation.checks import Facts, Probe, judge, verdict
 from robustfg.evaluation.checks.probes import GRADIENT_FREE, ONE_STEP, REFERENCE
 from robustfg.evaluation.detection.unwatched import Unwatched
 from robustfg.evaluation.evidence import evidence_of
+from robustfg.evaluation.remarks import remarks_of
 from robustfg.evaluation.separation import Distances
 
 UNCHECKED = "upper bound, unverified"
@@ -59,4 +60,5 @@ def numbers_of(
         **blocks,
         "checks": [check.as_dict() for check in (*checks, *further)],
         "verdict": about_classifier,
+        "remarks": remarks_of(table, counts, len(source.classes), checks),
     }

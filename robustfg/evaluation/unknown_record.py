@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import Attack
+from robustfg.evaluation.pace import Pace
 from robustfg.evaluation.records import SCHEMA, RecordStore, Row
 from robustfg.evaluation.unknown import UnknownScores, Values
 from robustfg.types import Batch
@@ -48,6 +49,7 @@ def _measure(watched: nn.Module, batch: Batch, attacks: Mapping[str, Attack], st
     unattacked = {detector: todo(attacked_rows(name, detector)) for detector in attacks}
     if not any(bool(mask.any()) for mask in (unread, *unattacked.values())):
         return
+    pace = Pace.of(watched, batch.image)
     with torch.no_grad():
         output = watched(batch.image)
     prediction = output.logits.argmax(1)
@@ -58,9 +60,14 @@ def _measure(watched: nn.Module, batch: Batch, attacks: Mapping[str, Attack], st
         if bool(new.any()):
             label = torch.zeros_like(batch.label[new])  # attacks ask for one; theirs ignore it
             part = Batch(batch.image[new], label, batch.index[new])
-            least = _least(watched, detector, attacks[detector], part, scores[detector][new], output.logits[new])
-            found = {f"least/{detector}": least}
-            store.add(_rows(attacked_rows(name, detector), part.index, prediction[new], found), [])
+            columns = (*part, scores[detector][new], output.logits[new], prediction[new])
+            size = pace.portion(attacks[detector], 0)
+            for image, label, index, clean, logits, predicted in zip(
+                *(torch.split(column, size) for column in columns), strict=True
+            ):
+                some = Batch(image, label, index)
+                found = {f"least/{detector}": _least(watched, detector, attacks[detector], some, clean, logits)}
+                store.add(_rows(attacked_rows(name, detector), index, predicted, found), [])
 
 
 def _rows(kind: str, index: Tensor, prediction: Tensor, told: Mapping[str, Tensor]) -> list[Row]:

@@ -34,7 +34,7 @@ class MaxMahalanobis(LossModule):
         channels: int,
         num_classes: int,
         embedding_dim: int | None = 256,
-        square: float = 10.0,
+        square: float = 100.0,
         factor: float = 1.0,
     ) -> None:
         super().__init__()

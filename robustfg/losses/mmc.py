@@ -15,7 +15,7 @@ class MaxMahalanobisCenter(MaxMahalanobis):
         channels: channels of the feature map.
         num_classes: number of classes K.
         embedding_dim: size of a linear layer before the distances, at least K - 1; None to use the pooled feature.
-        square: squared length of every centre, C_MM; 10 as released.
+        square: squared length of every centre, C_MM; 100 as released, where unit vectors are multiplied by 10.
         factor: 1 as released, 1/2 in the paper.
     """
 

@@ -16,8 +16,8 @@ class MaxMahalanobisLDA(MaxMahalanobis):
         channels: channels of the feature map.
         num_classes: number of classes K.
         embedding_dim: size of a linear layer before the distances, at least K - 1; None to use the pooled feature.
-        square: squared length of every centre, C_MM; 10 in the release of the authors' later MMC.
-        factor: 1 in that release; 1/2 for Gaussians of unit covariance.
+        square: squared length of every centre, C_MM; 100 as released, where unit vectors are multiplied by 10.
+        factor: 1 as released; 1/2 for Gaussians of unit covariance.
     """
 
     def loss(self, output: Output, label: Tensor) -> dict[str, Tensor]:

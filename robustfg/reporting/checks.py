@@ -29,7 +29,7 @@ def tolerance(checks: Sequence[Mapping[str, Any]]) -> str:
 
 
 TOLERANCE = (
-    "A check passes unless its count speaks against a true rate of 1 % (20 % for finite_difference; one-sided binomial "
-    "test at 5 %)."
+    "A check fails if its count speaks against a true rate of 1 % (20 % for finite_difference; one-sided binomial test "
+    "at 5 %), and passes if it excludes one of 10 % (35 % there, 25 % where all samples were looked at) at 95 %."
 )
 """The rates are those of ``robustfg/evaluation/checks/judge.py``."""

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from robustfg.reporting import detection, unknown
@@ -71,7 +72,8 @@ def print_summary(summary: Mapping[str, Any], page: Path, console: Console | Non
         print_unknown(summary, console)
     if tolerated := tolerance(summary["checks"]):
         print_part("Checks", [tolerated], console)
-    console.print(f"\nVerdict: [bold]{summary['verdict']}[/bold]. {checks_line(summary['checks'])}")
+    beside = " ".join([checks_line(summary["checks"]), *summary.get("remarks", ())])
+    console.print(f"\nVerdict: [bold]{summary['verdict']}[/bold]. {escape(beside)}", soft_wrap=True)
     console.print(f"Page: {page}", soft_wrap=True)
 
 

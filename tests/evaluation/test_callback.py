@@ -7,7 +7,7 @@ import pytest
 import torch
 from toy import SIZE, data_module, evaluate, suite
 
-from robustfg.attacks import APGD, L1, Attack, GradientAttack, Linf, MostConfused, TargetedDLR, TopClasses
+from robustfg.attacks import APGD, L1, GradientAttack, Linf, MostConfused, TargetedDLR, TopClasses
 from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
 from robustfg.evaluation.records import CLEAN
@@ -100,10 +100,6 @@ def test_summary_is_the_documented_interface(classifier, tmp_path):
     assert all(check.keys() == {"name", "status", "count", "n", "detail"} for check in summary["checks"])
 
 
-class KilledError(Exception):
-    pass
-
-
 def test_rows_are_continued_only_under_the_same_settings_down_to_the_threat_and_the_targets(
     classifier, tmp_path, monkeypatch
 ):
@@ -132,41 +128,6 @@ def test_rows_are_continued_only_under_the_same_settings_down_to_the_threat_and_
     monkeypatch.setattr("robustfg.evaluation.callback.confusion_of", lambda *_: torch.rand(5, 5))  # rounding differs
     found = [prints(attack) for attack in aimed]
     assert found[0] == found[1] != found[2]
-
-
-def test_a_killed_evaluation_continues_and_ends_with_the_same_rows(classifier, tmp_path, monkeypatch):
-    evaluate(classifier, tmp_path / "whole", checks=8)
-    calls = {"attempts": 0}
-    real = Attack.attempts
-
-    def dying(self, *arguments, **keywords):
-        calls["attempts"] += 1
-        if calls["attempts"] == 6:
-            raise KilledError
-        return real(self, *arguments, **keywords)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Attack, "attempts", dying)
-        with pytest.raises(KilledError):
-            evaluate(classifier, tmp_path / "killed", checks=8)
-    assert list((tmp_path / "killed" / "robustness").glob("unfinished-*"))
-    before = calls["attempts"]
-
-    def counting(self, *arguments, **keywords):
-        calls["attempts"] += 1
-        return real(self, *arguments, **keywords)
-
-    monkeypatch.setattr(Attack, "attempts", counting)
-    evaluate(classifier, tmp_path / "killed", checks=8)
-    resumed = calls["attempts"] - before
-    evaluate(classifier, tmp_path / "again", checks=8)
-    assert resumed < calls["attempts"] - before - resumed, "nothing done before the kill was done again"
-    first, second = (
-        pq.read_table(tmp_path / run / "robustness" / "records.parquet").drop(["seconds"])
-        for run in ("whole", "killed")
-    )
-    assert first.equals(second)
-    assert not list((tmp_path / "killed" / "robustness").glob("unfinished-*"))
 
 
 def test_caller_gets_the_model_back_as_it_was(classifier, tmp_path):

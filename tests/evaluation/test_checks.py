@@ -1,14 +1,21 @@
 """Faults planted in a model or an attack, and the checks that must find them."""
 
+import io
 from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
-from toy import evaluate, suite
+from toy import data_module, evaluate, row, suite
 
 from robustfg.attacks import APGD, L1, L1APGD, L2, CrossEntropy, GradientAttack, Linf, Margin, Steepest
+from robustfg.evaluation.checks import counted_check
 from robustfg.evaluation.checks.probes import largest_balls, reference_attacks
+from robustfg.evaluation.records import CLEAN, table_of
+from robustfg.evaluation.remarks import remarks_of
+from robustfg.evaluation.statistics import counted, upper_limit
+from robustfg.reporting import print_summary, write_page
 from robustfg.types import Output, decision_margin, logits_of
 
 
@@ -135,4 +142,73 @@ def test_what_makes_numbers_meaningless_makes_the_evaluation_invalid(classifier,
 def test_without_checks_nothing_is_verified(classifier, tmp_path):
     summary = evaluate(classifier, tmp_path, checks=0)
     assert summary["checks"] == []
+    assert summary["verdict"] == "upper bound, unverified"
+
+
+@pytest.mark.parametrize(
+    ("count", "n", "everything", "status"),
+    [
+        (0, 4, False, "inconclusive"), (0, 4, True, "inconclusive"), (0, 28, False, "inconclusive"),
+        (0, 29, False, "pass"), (0, 11, True, "pass"), (0, 10, True, "inconclusive"), (1, 29, False, "inconclusive"),
+        (0, 128, False, "pass"), (3, 128, False, "pass"), (4, 128, False, "fail"), (0, 0, True, "inconclusive"),
+    ],
+)  # fmt: skip
+def test_a_check_passes_only_with_the_power_to_fail(count, n, everything, status):
+    found = counted_check("x", count, n, "all is well", everything=everything)
+    assert (found.status, found.count, found.n) == (status, count, n)
+    if count == 0:
+        assert upper_limit(0, n) == pytest.approx(1 - 0.05 ** (1 / n) if n else 1)
+    if status == "inconclusive" and n:
+        assert f"{100 * upper_limit(count, n):.1f} %" in found.detail
+
+
+def test_four_images_verify_nothing_and_say_what_they_could_have_seen(classifier, tmp_path):
+    for data, checks in ((data_module(max_test_samples=4), 4), (data_module(), 4)):
+        summary = evaluate(classifier, tmp_path / str(len(data.samples("test"))), data=data, checks=checks)
+        found = {check["name"]: check for check in summary["checks"]}
+        assert summary["verdict"] == "upper bound, unverified"
+        for name in ("determinism", "finite_difference", "unbounded", "reference", "gradient_free"):
+            assert found[name]["status"] == "inconclusive"
+        assert "0 of 4 cannot exclude a rate of 52.7 % (95 %)" in found["determinism"]["detail"]
+
+
+def remarks(labels, correct, robust, classes):
+    rows = [row(i, CLEAN, 0, True, label=label) for i, label in enumerate(labels)]
+    n = len(labels)
+    counts = {"n": n, "clean": counted(correct, n), "worst_case": counted(robust, n)}
+    return " ".join(remarks_of(table_of(rows), counts, classes, []))
+
+
+def test_an_accuracy_no_better_than_guessing_is_said_beside_the_verdict():
+    even = [0, 1, 2, 3, 4] * 20
+    assert remarks(even, 90, 40, 5) == ""
+    assert "right on 20.0 %: worst case 10.0 % (10 of 100)" in remarks(even, 90, 10, 5)
+    assert "20.0 %: clean 26.0 % (26 of 100), worst case 0.0 % (0 of 100)" in remarks(even, 26, 0, 5)
+    assert "naming the most frequent class, which is right on 90.0 %: clean 91.0 %" in remarks(
+        [0] * 90 + [1] * 10, 91, 80, 2
+    )
+    assert remarks([3] * 50, 50, 50, 5).startswith("Only one class is among the 50 samples. No better than")
+    assert "No sample was attacked: all are wrong when clean." in remarks(even, 0, 0, 5)
+
+
+def test_a_model_that_is_always_wrong_is_not_verified_and_page_and_terminal_say_why(classifier, tmp_path):
+    classifier.loss = Head(classifier.loss, lambda logits: logits.roll(1, 1))
+    summary = evaluate(classifier, tmp_path, checks=101)
+    assert (summary["clean"]["correct"], summary["verdict"]) == (0, "upper bound, unverified")
+    found = statuses(summary)
+    assert all(
+        found[name] == "inconclusive" for name in ("budget", "dead_gradient", "one_step", "reference", "unbounded")
+    )
+    console = Console(width=100, record=True, file=io.StringIO())
+    print_summary(summary, tmp_path / "page", console)
+    for shown in (console.export_text(), write_page(tmp_path).read_text()):
+        assert "No sample was attacked: all are wrong when clean." in shown
+        assert "clean 0.0 % (0 of 101)" in shown
+
+
+def test_a_suite_of_one_step_attacks_is_not_compared_with_itself(classifier, tmp_path):
+    summary = evaluate(classifier, tmp_path, attacks={"fgsm": suite()["fgsm"]})
+    (found,) = (check for check in summary["checks"] if check["name"] == "one_step")
+    assert (found["status"], found["n"]) == ("inconclusive", 0)
+    assert "every attack of the suite takes one step only" in found["detail"]
     assert summary["verdict"] == "upper bound, unverified"

@@ -45,7 +45,7 @@ def test_a_white_box_that_misses_what_the_weaker_find_does_not_dominate():
     assert adaptive_dominates(readings(8), [], ["weak"], tau=1.0).status == "inconclusive"
 
 
-def probed(missed, n=40):
+def probed(missed, n=80):
     """Samples that the suite leaves but for the last ten; the reference is tried on the first half."""
     rows = []
     for index in range(n):
@@ -60,7 +60,7 @@ def probed(missed, n=40):
 
 def test_a_reference_that_passes_where_all_others_failed_is_told_among_the_probed_samples():
     found = joint_reference(probed(4), ["white"], ["reference"], tau=1.0)
-    assert (found.status, found.count, found.n) == ("fail", 4, 20)
+    assert (found.status, found.count, found.n) == ("fail", 4, 40)
     assert joint_reference(probed(0), ["white"], ["reference"], tau=1.0).status == "pass"
     assert joint_reference(probed(4), ["white"], ["reference"], tau=0.4).status == "pass", "they were rejected"
     assert joint_reference(probed(4), ["white", "reference"], ["reference"], tau=1.0).status == "pass"

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 import toy
 from rich.console import Console
 
-from robustfg.attacks import Attack
+from robustfg.evaluation.records import RecordStore
 from robustfg.evaluation.regions import TOLERANCE
 from robustfg.reporting import print_summary, write_page
 
@@ -161,16 +161,16 @@ class KilledError(Exception):
 
 
 def test_an_interrupted_evaluation_ends_with_the_same_evidence(whole, tmp_path, monkeypatch):
-    real, calls = Attack.attempts, []
+    real, calls = RecordStore.add, []
 
-    def dying(self, *arguments, **keywords):
-        calls.append(self.name)
+    def dying(self, *unit):
+        calls.append(unit)
         if len(calls) == 12:
             raise KilledError
-        return real(self, *arguments, **keywords)
+        return real(self, *unit)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Attack, "attempts", dying)
+        patch.setattr(RecordStore, "add", dying)
         with pytest.raises(KilledError):
             annotated.evaluate(tmp_path)
     annotated.evaluate(tmp_path)

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from robustfg.attacks import L1, L2, Attack, Attempt, Frame, Linf
 from robustfg.attacks.l0 import L0
-from robustfg.evaluation.measure import measure_attack
 from robustfg.evaluation.records import CLEAN, RecordStore
+from robustfg.evaluation.rounds import measure_attack
 from robustfg.types import Batch, Output
 
 SIGN = torch.ones(3, 6, 6)
@@ -58,7 +58,7 @@ def saved(folder, model, threat, clean, found):
     """Rows of the record and, read from Parquet, the perturbations with their types."""
     batch = Batch(clean, torch.zeros(len(clean), dtype=torch.int64), torch.arange(len(clean)))
     attack = Handed(name="handed", threat=threat, found=found)
-    rows, perturbations = measure_attack(model, attack, batch, model(clean).logits, keep=True)
+    ((rows, perturbations),) = measure_attack(model, attack, batch, model(clean).logits, keep=True)
     store = RecordStore(folder / "rows", 0, {CLEAN: "c", "handed": "h"})
     store.add(rows, perturbations)
     store.write_perturbations(folder / "perturbations", 1, store.worst_margins(1))
@@ -110,7 +110,7 @@ def test_the_usual_budget_is_saved_in_whole_levels_whatever_float_arithmetic_add
     model.anomaly = lambda output: output.logits[:, 0]
     batch = Batch(clean, torch.zeros(50, dtype=torch.int64), torch.arange(50))
     attack = Handed(name="handed", threat=Linf(epsilon="8/255"), found=found)
-    kept = measure_attack(model, attack, batch, torch.tensor([[1.0, 0.0]]).expand(50, 2), keep=True)[1]
+    ((_, kept),) = measure_attack(model, attack, batch, torch.tensor([[1.0, 0.0]]).expand(50, 2), keep=True)
     assert all(np.array_equal(entry.delta, (8 * SIGN).numpy().astype(np.int8)) for entry in kept)
 
 

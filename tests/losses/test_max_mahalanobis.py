@@ -54,6 +54,14 @@ def test_they_are_those_of_the_papers_recursion():
 
 
 @BOTH
+def test_the_centres_are_the_releases_unit_vectors_times_ten(kind):
+    means = head(kind).means
+    torch.testing.assert_close(means, 10 * recursion(4, 7, 1.0), rtol=1e-6, atol=1e-6)
+    assert means.norm(dim=1).tolist() == pytest.approx([10.0] * 4)
+    assert torch.pdist(means).tolist() == pytest.approx([math.sqrt(2 * 100 * 4 / 3)] * 6)
+
+
+@BOTH
 def test_too_few_dimensions_and_a_single_class_are_refused(kind):
     assert kind(channels=3, num_classes=4, embedding_dim=None).means.shape == (4, 3)
     with pytest.raises(UserError, match=r"loss\.embedding_dim must be >= 3, .*; got 2"):

@@ -1,14 +1,15 @@
 """From rows and facts to checks, and from checks to the verdict."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from robustfg.attacks import Attack
 from robustfg.evaluation.aggregation import correct_per_sample
-from robustfg.evaluation.checks.base import Check, Status
+from robustfg.evaluation.checks.base import Check, counted_check
 from robustfg.evaluation.checks.probes import (
     DETERMINISM,
     FINITE_DIFFERENCE,
@@ -19,16 +20,16 @@ from robustfg.evaluation.checks.probes import (
     UNBOUNDED,
 )
 from robustfg.evaluation.records import CLEAN, column
-from robustfg.evaluation.statistics import exceeds
 
-TOLERATED = 0.01
-"""Share of samples that may speak against an evaluation before a check fails; tested, not compared."""
-CURVED = 0.2
-"""The same for ``finite_difference``: where the margin bends, the gradient is right and predicts little."""
+CURVED, MUCH_CURVED = 0.2, 0.35
+"""``TOLERATED`` and ``EXCLUDED`` of ``finite_difference``: where the margin bends, a right gradient predicts little."""
 SATURATED = 17.0
 """Logit gap from which the true class's term of the float32 cross-entropy gradient is 0."""
 INTEGRITY = {"budget", "eval_mode", "same_clean", "logits", "determinism"}
 """Checks whose failure makes the numbers meaningless instead of optimistic."""
+
+
+Ids = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -52,15 +53,15 @@ def judge(table: pa.Table, attacks: Mapping[str, Attack], facts: Facts) -> list[
     """
     return [
         _budget(table, attacks),
-        _status("eval_mode", facts.modules_in_train_mode, 1, "no module was in train mode", bool),
+        _strict("eval_mode", facts.modules_in_train_mode, 1, "no module was in train mode"),
         _same_clean(table, facts),
-        _status("logits", facts.probability_outputs, _size(table), "outputs are logits, not probabilities", bool),
-        _probe(table, "determinism", DETERMINISM, "repeated forwards agree", TOLERATED),
+        _strict("logits", facts.probability_outputs, _size(table), "outputs are logits, not probabilities"),
+        _determinism(table),
         _dead_gradient(table),
         _saturation(table, attacks),
-        _probe(table, "finite_difference", FINITE_DIFFERENCE, "the gradient predicts how the margin changes", CURVED),
+        _finite_difference(table),
         _one_step(table, attacks),
-        _probe(table, "unbounded", UNBOUNDED, "epsilon 0.5 from the clean image breaks every sample", TOLERATED),
+        _unbounded(table),
         _reference(table, attacks),
         _gradient_free(table, attacks),
     ]
@@ -74,12 +75,20 @@ def verdict(checks: Iterable[Check]) -> str:
     return "verified" if set(statuses.values()) == {"pass"} else "upper bound, unverified"
 
 
-def _status(name: str, count: int, n: int, detail: str, fails: Callable[[int], bool]) -> Check:
-    return Check(name, "fail" if fails(count) else "pass", count, n, detail)
+def _strict(name: str, count: int, n: int, detail: str) -> Check:
+    """A check that one sample against it fails."""
+    return Check(name, "fail" if count else "pass", count, n, detail)
 
 
 def _size(table: pa.Table) -> int:
     return len(np.unique(column(table, "index")))
+
+
+def _right(table: pa.Table) -> Ids:
+    """Samples that are right when clean: what there is to attack."""
+    clean = _chosen(table, [CLEAN])
+    found: Ids = column(clean, "index")[column(clean, "correct").astype(bool)]
+    return found
 
 
 def _chosen(table: pa.Table, names: Sequence[str]) -> pa.Table:
@@ -87,10 +96,15 @@ def _chosen(table: pa.Table, names: Sequence[str]) -> pa.Table:
 
 
 def _budget(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
-    outside = 0
+    outside = rows = 0
     for name, attack in attacks.items():
-        outside += int((column(_chosen(table, [name]), "norm") > attack.threat.radius + 1e-6).sum())
-    return _status("budget", outside, table.num_rows, "every image stayed within epsilon and [0, 1] (float64)", bool)
+        size = column(_chosen(table, [name]), "norm")
+        outside += int((size > attack.threat.radius + 1e-6).sum())
+        rows += int((column(_chosen(table, [name]), "forwards") > 0).sum())
+    detail = "every image stayed within epsilon and [0, 1] (float64)"
+    if not rows:
+        return Check("budget", "inconclusive", outside, 0, detail + ": no sample was attacked")
+    return _strict("budget", outside, table.num_rows, detail)
 
 
 def _same_clean(table: pa.Table, facts: Facts) -> Check:
@@ -99,34 +113,50 @@ def _same_clean(table: pa.Table, facts: Facts) -> Check:
     if facts.test_correct is None:
         return Check("same_clean", "inconclusive", 0, _size(table), detail + ": the test loop ran in half precision")
     near = int(column(_chosen(table, [CLEAN]), "borderline").astype(bool).sum())  # decided alone here, in a batch there
-    return _status("same_clean", abs(facts.test_correct - counted), _size(table), detail, lambda c: c > near)
+    differing = abs(facts.test_correct - counted)
+    return Check("same_clean", "fail" if differing > near else "pass", differing, _size(table), detail)
 
 
-def _probe(table: pa.Table, name: str, attack: str, detail: str, rate: float) -> Check:
-    """A recorded probe: its rows are ``correct`` where the evaluation behaved, save that UNBOUNDED must break all."""
-    rows = _chosen(table, [attack])
-    behaved = column(rows, "correct").astype(bool)
-    count, n = int((behaved if attack == UNBOUNDED else ~behaved).sum()), rows.num_rows
-    status: Status = "inconclusive" if n == 0 else "fail" if exceeds(count, n, rate) else "pass"
-    return Check(name, status, count, n, detail)
+def _determinism(table: pa.Table) -> Check:
+    agree = column(_chosen(table, [DETERMINISM]), "correct").astype(bool)
+    whole = len(agree) == _size(table)
+    return counted_check("determinism", int((~agree).sum()), len(agree), "repeated forwards agree", everything=whole)
+
+
+def _finite_difference(table: pa.Table) -> Check:
+    told, detail = (
+        column(_chosen(table, [FINITE_DIFFERENCE]), "correct").astype(bool),
+        "the gradient predicts how the margin changes",
+    )
+    return counted_check(
+        "finite_difference", int((~told).sum()), len(told), detail, rate=CURVED, excluded=MUCH_CURVED,
+    )  # fmt: skip
+
+
+def _unbounded(table: pa.Table) -> Check:
+    """Survivors among the samples that were right when clean."""
+    rows, right = _chosen(table, [UNBOUNDED]), _right(table)
+    attacked = np.isin(column(rows, "index"), right)
+    withstood, n = int(column(rows, "correct").astype(bool)[attacked].sum()), int(attacked.sum())
+    detail = "epsilon 0.5 from the clean image breaks every sample"
+    return counted_check("unbounded", withstood, n, detail, everything=n == len(right))
 
 
 def _dead_gradient(table: pa.Table) -> Check:
     rows = table.filter(column(table, "backwards") > 0)
-    dead = {
-        name: column(_chosen(rows, [name]), "dead_gradient").astype(bool) for name in set(rows["attack"].to_pylist())
-    }
-    name = max(sorted(dead), key=lambda name: dead[name].mean(), default=None)
+    names, index, dead = (column(rows, name) for name in ("attack", "index", "dead_gradient"))
+    found = {}
+    for name in set(names.tolist()):
+        samples = np.unique(index[names == name])
+        found[name] = len(np.unique(index[(names == name) & dead.astype(bool)])), len(samples)
+    name = max(sorted(found), key=lambda name: found[name][0] / found[name][1], default=None)
     if name is None:
         return Check("dead_gradient", "inconclusive", 0, 0, "no gradient was taken")
-    count, n = int(dead[name].sum()), len(dead[name])
-    return _status(
-        "dead_gradient",
-        count,
-        n,
-        f"first gradients of {name} are finite and not all zero",
-        lambda c: exceeds(c, n, TOLERATED),
-    )
+    count, n = found[name]
+    if not count:  # of the attacks that agree, that with the most samples says most
+        name, (count, n) = max(sorted(found.items()), key=lambda item: item[1][1])
+    detail = f"first gradients of {name} are finite and not all zero"
+    return counted_check("dead_gradient", count, n, detail, everything=n == len(_right(table)))
 
 
 def _saturation(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
@@ -134,7 +164,11 @@ def _saturation(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
     count, n = int((margin > SATURATED).sum()), len(margin)
     only = {attack.describe().get("objective") for attack in _suite(attacks).values()} == {"cross_entropy"}
     detail = f"logit gaps under {SATURATED:g}, or an objective other than cross-entropy"
-    return _status("saturation", count, n, detail, lambda c: only and exceeds(c, n, TOLERATED))
+    return (
+        counted_check("saturation", count, n, detail, everything=True)
+        if only
+        else Check("saturation", "pass", count, n, detail)
+    )
 
 
 def _suite(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
@@ -143,9 +177,12 @@ def _suite(attacks: Mapping[str, Attack]) -> dict[str, Attack]:
 
 def _one_step(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
     """Samples that a one-step attack breaks and longer attacks of at least its radius do not."""
-    suite = _suite(attacks)
+    suite, right = _suite(attacks), _right(table)
     steps = {name: attack.describe().get("steps") for name, attack in suite.items()}
-    detail, count, n = "no sample falls to one step and withstands many", 0, 0
+    detail = "no sample falls to one step and withstands many"
+    if set(steps.values()) == {1}:
+        return Check("one_step", "inconclusive", 0, 0, detail + ": every attack of the suite takes one step only")
+    count = n = 0
     for name, attack in suite.items():
         longer = [
             other
@@ -155,29 +192,28 @@ def _one_step(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
             and steps[other] != 1
         ]
         if steps[name] == 1 and longer:
-            n = _size(table)
+            n = len(right)
             count += int((~correct_per_sample(table, [name]) & correct_per_sample(table, longer)).sum())
     single = [name for name in attacks if name.startswith(ONE_STEP)]
-    samples = np.unique(column(_chosen(table, single), "index"))
+    samples = np.intersect1d(right, column(_chosen(table, single), "index"))
     if not n and len(samples):  # the suite has no one-step attack: the probe's is compared with all of it
         rows = table.filter(np.isin(column(table, "index"), samples))
         count, n = _withstood_only(rows, [CLEAN, *suite], single), len(samples)
     if not n:
-        return Check("one_step", "inconclusive", 0, 0, detail + ": no one-step attack was run")
-    return _status("one_step", count, n, detail, lambda c: exceeds(c, n, TOLERATED))
+        return Check("one_step", "inconclusive", 0, 0, detail + ": no one-step attack attacked a sample")
+    return counted_check("one_step", count, n, detail, everything=n == len(right))
 
 
 def _reference(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
     """Probe samples that withstand the suite and fall to the reference attacks."""
-    names = [name for name in attacks if name.startswith(REFERENCE)]
-    probe = _chosen(table, names)
-    if probe.num_rows == 0:
-        return Check("reference", "inconclusive", 0, 0, "no reference attack was run")
-    samples = np.unique(column(probe, "index"))
+    names, right = [name for name in attacks if name.startswith(REFERENCE)], _right(table)
+    samples = np.intersect1d(right, column(_chosen(table, names), "index"))
+    detail = "APGD on two objectives breaks nothing that withstood the suite"
+    if not len(samples):
+        return Check("reference", "inconclusive", 0, 0, detail + ": no reference attack attacked a sample")
     rows = table.filter(np.isin(column(table, "index"), samples))
     count = _withstood_only(rows, [CLEAN, *_suite(attacks)], names)
-    detail = "APGD on two objectives breaks nothing that withstood the suite"
-    return _status("reference", count, len(samples), detail, lambda c: exceeds(c, len(samples), TOLERATED))
+    return counted_check("reference", count, len(samples), detail, everything=len(samples) == len(right))
 
 
 def _withstood_only(rows: pa.Table, withstood: Sequence[str], broken: Sequence[str]) -> int:
@@ -189,12 +225,11 @@ def _gradient_free(table: pa.Table, attacks: Mapping[str, Attack]) -> Check:
     """Samples that fall to an attack without gradients and to none with them: a sign of masked gradients."""
     detail = "attacks without gradients break nothing that withstands those with them"
     names = [*_suite(attacks), *(name for name in attacks if name.startswith((REFERENCE, GRADIENT_FREE)))]
-    rows, clean = _chosen(table, names), _chosen(table, [CLEAN])
+    rows, right = _chosen(table, names), _right(table)
     index, asked = column(rows, "index"), column(rows, "forwards") > 0
     wrong, free = ~column(rows, "correct").astype(bool) & asked, asked & (column(rows, "backwards") == 0)
-    right = column(clean, "index")[column(clean, "correct").astype(bool)]
     tried = np.intersect1d(right, index[free])
     if not len(tried):
-        return Check("gradient_free", "inconclusive", 0, 0, "no attack without gradients was run")
+        return Check("gradient_free", "inconclusive", 0, 0, detail + ": no attack without gradients attacked a sample")
     count = len(np.setdiff1d(np.intersect1d(tried, index[wrong & free]), index[wrong & ~free]))
-    return _status("gradient_free", count, len(tried), detail, lambda c: exceeds(c, len(tried), TOLERATED))
+    return counted_check("gradient_free", count, len(tried), detail, everything=len(tried) == len(right))

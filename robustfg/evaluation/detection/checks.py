@@ -6,18 +6,16 @@ import numpy as np
 import pyarrow as pa
 
 from robustfg.detectors.threshold import rejected_of
-from robustfg.evaluation.checks.base import Check, Status
-from robustfg.evaluation.checks.judge import TOLERATED
+from robustfg.evaluation.checks.base import EXCLUDED, TOLERATED, Check, Status, counted_check
+from robustfg.evaluation.checks.judge import CURVED, MUCH_CURVED
 from robustfg.evaluation.detection.operating import Values, expected_rate, surprise
 from robustfg.evaluation.detection.probes import DIFFERENCE, GRADIENT
 from robustfg.evaluation.detection.readings import Readings
 from robustfg.evaluation.records import column
-from robustfg.evaluation.statistics import exceeds
+from robustfg.evaluation.statistics import exceeds, upper_limit
 
 SURPRISING = 0.01
 """p-value under which the realised false-positive rate does not fit the calibrated one."""
-MISTAKEN = 0.2
-"""Share of samples whose gradient may mistake how the score changes, as of the classifier's margin."""
 LEAST_STEPS = 30
 """Steps of every white-box attack under which its failures say nothing."""
 NO_CLAIM = "no claim: no white-box attack was run"
@@ -34,8 +32,9 @@ def detector_graph(table: pa.Table, detector: str) -> Check:
     if exceeds(dead, n, TOLERATED):
         return Check("detector_graph", "fail", dead, n, detail)
     mistaken = int((~told).sum())
-    status: Status = "inconclusive" if n == 0 or exceeds(mistaken, n, MISTAKEN) else "pass"
-    return Check("detector_graph", status, mistaken, n, detail)
+    if exceeds(mistaken, n, CURVED):
+        return Check("detector_graph", "inconclusive", mistaken, n, detail)
+    return counted_check("detector_graph", mistaken, n, detail, rate=CURVED, excluded=MUCH_CURVED)
 
 
 def adaptive_dominates(readings: Readings, white_box: Sequence[str], weaker: Sequence[str], tau: float) -> Check:
@@ -46,7 +45,7 @@ def adaptive_dominates(readings: Readings, white_box: Sequence[str], weaker: Seq
     base = readings.standing(white_box)
     missed = base.robust(tau) & ~readings.standing(weaker).robust(tau)
     count, n = int(missed.sum()), int(base.accepted(tau).sum())
-    return Check("adaptive_dominates", "fail" if exceeds(count, n, TOLERATED) else "pass", count, n, detail)
+    return counted_check("adaptive_dominates", count, n, detail, everything=True)
 
 
 def joint_reference(readings: Readings, tried: Sequence[str], references: Sequence[str], tau: float) -> Check:
@@ -55,8 +54,7 @@ def joint_reference(readings: Readings, tried: Sequence[str], references: Sequen
     base, checked = readings.standing(tried), readings.standing(references)
     probed = base.accepted(tau) & ~np.isnan(checked.handed)
     missed, n = int((probed & base.robust(tau) & ~checked.robust(tau)).sum()), int(probed.sum())
-    status: Status = "inconclusive" if n == 0 else "fail" if exceeds(missed, n, TOLERATED) else "pass"
-    return Check("joint_reference", status, missed, n, detail)
+    return counted_check("joint_reference", missed, n, detail, everything=n == int(base.accepted(tau).sum()))
 
 
 def effort(steps: int) -> Check:
@@ -102,8 +100,13 @@ def realised_fpr(clean: Values, tau: float, calibration: Values, fpr: float) -> 
     if law is None or not m:
         return Check("realised_fpr", "inconclusive", rejected, m, "too few samples to tell the false-positive rate")
     detail = f"right clean images are rejected at the calibrated rate, {100 * law[0]:.1f} to {100 * law[1]:.1f} %"
-    status: Status = "fail" if surprise(rejected, m, n, fpr, tied=bool(tied)) < SURPRISING else "pass"
-    return Check("realised_fpr", status, rejected, m, detail)
+    if surprise(rejected, m, n, fpr, tied=bool(tied)) < SURPRISING:
+        return Check("realised_fpr", "fail", rejected, m, detail)
+    limit = upper_limit(rejected, m)
+    if limit > law[1] + EXCLUDED:
+        power = f": {rejected} of {m} cannot exclude a rate of {100 * limit:.1f} % (95 %)"
+        return Check("realised_fpr", "inconclusive", rejected, m, detail + power)
+    return Check("realised_fpr", "pass", rejected, m, detail)
 
 
 def half_epsilon(lower: float, known: float | None, n: int) -> Check:
