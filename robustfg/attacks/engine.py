@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.attacks.contract import checked
-from robustfg.attacks.folding import AGREEMENT, folded
+from robustfg.attacks.folding import AGREEMENT, ROUNDING, apart, folded, spread_of
 from robustfg.attacks.freeze import AsItIs, Model, attackable, bare, held_by
 from robustfg.attacks.randomness import keyed_generators, seed_generators
 from robustfg.attacks.recording import Recorded, recorded
@@ -95,7 +95,8 @@ class Engine:
             key: of the model's own random numbers.
             passes: about how many will be asked for.
         """
-        with attackable(model), keyed_generators(image.device, *key, "model"):
+        compiles = self.compile not in (False, "cudagraphs")
+        with attackable(model, listens=not compiles), keyed_generators(image.device, *key, "model"):
             yield Run(self, bare(model), classes, key, passes)
 
 
@@ -134,6 +135,7 @@ class Run:
         self._quick, self._quickens = quick, quick is None and passes >= FEW and not isinstance(itself, AsItIs)
         self._type: torch.dtype | None = None
         self._asked = 0
+        self._spread: Tensor | float = 0.0
         self._passes: Counter[int] = Counter()
 
     def __call__(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
@@ -165,10 +167,11 @@ class Run:
         ask = self._own if self._asked else self._first
         return average([self._in_pieces(ask, image, index) for _ in range(self.engine.samples)])
 
-    @property
-    def tolerance(self) -> float:
-        """How far a copy's logits may be off, as a share of their spread."""
-        return AGREEMENT if self.engine.half is None else 10 * AGREEMENT
+    def otherwise(self, own: Tensor, other: Tensor) -> Tensor:
+        """For which of its own logits ``(n, K)`` a copy has given others than rounding makes, ``(n,)`` bool."""
+        half = self.engine.half is not None or torch.is_autocast_enabled(own.device.type)
+        share, least = (10 * AGREEMENT, 10 * AGREEMENT) if half else (AGREEMENT, ROUNDING)
+        return apart(own, other, share, least * self._spread)
 
     def give_up(self) -> None:
         """The model itself answers from here on: a copy has answered otherwise."""
@@ -202,14 +205,14 @@ class Run:
         """The model's own answer to the first images that it is asked about; looks for something faster meanwhile."""
         quickens, self._quickens = self._quickens, False
         try:
-            return self._told(self._answer(self._given(image), quickens), image)
+            return self._told(self._answer(self._given(image), quickens), image, first=True)
         except Exception:
             others = {p.dtype for m in held_by(self.itself) for p in m.parameters() if p.is_floating_point()}
             if len(others) != 1 or image.dtype in others:
                 raise
             try:
                 self._type = others.pop()
-                return self._told(self._answer(self._given(image), quickens), image)
+                return self._told(self._answer(self._given(image), quickens), image, first=True)
             except Exception:
                 self._type = None
             raise
@@ -267,8 +270,11 @@ class Run:
             output = self._told(quick(given), image)
         return mapped(output, torch.Tensor.clone) if compiled else output
 
-    def _told(self, answer: Output | Tensor, image: Tensor) -> Output | Tensor:
-        return mapped(checked(answer, len(image), self.classes), _whole)
+    def _told(self, answer: Output | Tensor, image: Tensor, *, first: bool = False) -> Output | Tensor:
+        told = mapped(checked(answer, len(image), self.classes), _whole)
+        if first and len(image):
+            self._spread = spread_of(logits_of(told).detach()).amax()
+        return told
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -21,6 +21,8 @@ from robustfg.types import Output, logits_of
 AGREEMENT = 0.01
 """Largest difference of a sample's logits, relative to their spread, at which a copy is searched on. What counts is
 the model's own word in any case; rounding in half precision may move logits ten times as far."""
+ROUNDING = 1e-4
+"""Difference of logits that is always allowed, relative to the largest spread of the first answer."""
 TRIED = 4
 """Images that a new copy is tried on at once; all others are compared where they leave."""
 NARROW = 4
@@ -58,23 +60,35 @@ def folded(model: nn.Module, image: Tensor) -> tuple[Output | Tensor, nn.Module 
                 return answer, None
             few = image.detach()[:TRIED].clone()
             theirs = copy(few)
-            agree = not bool(apart(own.detach()[:TRIED], logits_of(theirs), AGREEMENT).any())
+            rounding = ROUNDING * spread_of(own.detach()).amax()
+            agree = not bool(apart(own.detach()[:TRIED], logits_of(theirs), AGREEMENT, rounding).any())
             agree = agree and _same_scores(answer, theirs)
         except Exception:  # a speed-up never ends an attack
             return answer, None
     return answer, copy if agree else None
 
 
-def apart(own: Tensor, other: Tensor, share: float) -> Tensor:
+def spread_of(logits: Tensor) -> Tensor:
+    """The largest minus the smallest finite logit, ``(n,)`` float64; 0 where there is none."""
+    wide = logits.double()
+    finite = wide.isfinite()
+    high, low = wide.masked_fill(~finite, -torch.inf).amax(1), wide.masked_fill(~finite, torch.inf).amin(1)
+    return (high - low).clamp_min(0)
+
+
+def apart(own: Tensor, other: Tensor, share: float, least: Tensor) -> Tensor:
     """Which rows of logits ``(n, K)`` differ by more than a share of their spread, ``(n,)`` bool.
 
     The same infinities, or NaN on both sides, do not differ.
+
+    Args:
+        own: the model's.
+        other: the copy's.
+        share: of the spread.
+        least: difference that is rounding, whatever the spread.
     """
     own, other = own.double(), other.double()
-    finite = own.isfinite()
-    low, high = own.masked_fill(~finite, torch.inf).amin(1), own.masked_fill(~finite, -torch.inf).amax(1)
-    size = own.masked_fill(~finite, 0).abs().amax(1)
-    slack = share * (high - low).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).clamp_min(0) + 1e-5 * size
+    slack = share * spread_of(own) + least + 1e-5 * own.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs().amax(1)
     alike = ((own - other).abs() <= slack[:, None]) | (own == other) | (own.isnan() & other.isnan())
     return ~alike.all(1)
 
@@ -141,8 +155,7 @@ def _watched(modules: list[nn.Module]) -> Iterator[Pairs]:
             pairs[norm] = convolution, given.shape[-1]
 
     foldable, absorbable = ({module for module in modules if may(module)} for may in (_foldable, _absorbable))
-    heard = [module for module in modules if module in foldable or module._forward_hooks]
-    hooks = [module.register_forward_hook(after) for module in heard]
+    hooks = [module.register_forward_hook(after) for module in modules]
     hooks += [module.register_forward_pre_hook(before_norm) for module in absorbable]
     try:
         yield found

@@ -41,11 +41,15 @@ def bare(model: Model) -> Model:
 
 
 @contextmanager
-def attackable(model: Model) -> Iterator[None]:
+def attackable(model: Model, *, listens: bool = True) -> Iterator[None]:
     """Freezes a model's parameters and switches it to eval mode, also when called under ``inference_mode``.
 
     Modules that a function, a bound method or a plain list hides are switched, too, before they run. Modes, flags and
     small buffers are restored on the way out, also after an error or Ctrl-C. ``AsItIs`` keeps its modes.
+
+    Args:
+        model: a module or a function.
+        listens: look at every module that runs inside; compilers mind.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -57,7 +61,8 @@ def attackable(model: Model) -> Iterator[None]:
             stack.callback(held.restore)
             for module in held_by(model):
                 held.take(module)
-            stack.callback(register_module_forward_pre_hook(held.before).remove)
+            if listens and not held.compiled:
+                stack.callback(register_module_forward_pre_hook(held.before).remove)
         yield
 
 
@@ -123,6 +128,11 @@ class _Held:
         self._training: list[nn.Module] = []
         self._trainable: list[nn.Parameter] = []
         self._buffers: list[tuple[nn.Module, str, Tensor, Tensor, int]] = []
+
+    @property
+    def compiled(self) -> bool:
+        """Whether ``torch.compile`` has made any of the modules."""
+        return any(type(part).__name__ == "OptimizedModule" or part._compiled_call_impl for part in self._known)
 
     def before(self, module: nn.Module, inputs: object) -> None:
         """Called before any module runs: takes those that nothing else has shown."""

@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.engine import Run
-from robustfg.attacks.folding import apart
 from robustfg.attacks.objectives import Objective
 from robustfg.types import Output, logits_of
 
@@ -52,7 +51,7 @@ class Referee:
     def told(self, image: Tensor, seen: Tensor, label: Tensor, decision: Objective, rows: Tensor) -> Tensor:
         """The model's own margins ``(n,)`` of images that a copy has answered with the logits ``seen`` ``(n, K)``."""
         own = self.run.own(image, self.index[rows])
-        self.note(apart(logits_of(own), seen, self.run.tolerance), rows)
+        self.note(self.run.otherwise(logits_of(own), seen), rows)
         return -decision(own, label)
 
     def note(self, otherwise: Tensor, rows: Tensor) -> None:

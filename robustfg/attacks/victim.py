@@ -8,9 +8,8 @@ from torch import Tensor
 from robustfg.attacks.acceptance import Reading
 from robustfg.attacks.at_once import AtOnce
 from robustfg.attacks.base import Task
-from robustfg.attacks.contract import warn_of_probabilities
+from robustfg.attacks.contract import warn_of_answers
 from robustfg.attacks.engine import Run, average
-from robustfg.attacks.folding import apart
 from robustfg.attacks.later import Later
 from robustfg.attacks.ledger import Ledger
 from robustfg.attacks.notes import Notes
@@ -270,7 +269,7 @@ class Victim:
             seen = logits_of(self.run.again(image, self.index[rows]))
         own = self.run.own(image, self.index[rows])
         if seen is not None:
-            self._referee.note(apart(logits_of(own), seen, self.run.tolerance), self._ledger.rows[rows])
+            self._referee.note(self.run.otherwise(logits_of(own), seen), self._ledger.rows[rows])
         passes = torch.zeros_like(self.label).index_fill(0, rows, self.run.engine.samples)
         if keeps:
             self._ledger.told(rows, -self.decision(own, self.label[rows]))
@@ -323,7 +322,7 @@ class Victim:
     def _warn(self, output: Output | Tensor) -> None:
         if not self._answered:
             self._answered = True
-            warn_of_probabilities(logits_of(output))
+            warn_of_answers(logits_of(output))
 
 
 def host_waits(device: torch.device) -> bool:
