@@ -139,8 +139,8 @@ def _watched(modules: list[nn.Module]) -> Iterator[Pairs]:
     calls: dict[nn.Module, int] = {}
     outputs: list[Tensor] = []  # kept alive, so that no identity is given twice
 
-    def after(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if module in foldable:
+    def after(module: nn.Module, inputs: object, output: object) -> None:
+        if module in foldable and isinstance(output, Tensor) and not output.is_inference():
             calls[module] = calls.get(module, 0) + 1
             outputs.append(output)
             gave[id(output)] = cast(nn.Conv2d, module), output._version
@@ -151,7 +151,7 @@ def _watched(modules: list[nn.Module]) -> Iterator[Pairs]:
         calls[module] = calls.get(module, 0) + 1
         norm, given = cast(nn.BatchNorm2d, module), inputs[0] if inputs else None
         convolution, version = gave.get(id(given), (None, 0))
-        if convolution is not None and given is not None and given._version == version:
+        if convolution is not None and isinstance(given, Tensor) and given._version == version:
             pairs[norm] = convolution, given.shape[-1]
 
     foldable, absorbable = ({module for module in modules if may(module)} for may in (_foldable, _absorbable))

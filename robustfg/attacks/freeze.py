@@ -127,7 +127,7 @@ class _Held:
         self._known: set[nn.Module] = set()
         self._training: list[nn.Module] = []
         self._trainable: list[nn.Parameter] = []
-        self._buffers: list[tuple[nn.Module, str, Tensor, Tensor, int]] = []
+        self._buffers: list[tuple[nn.Module, str, Tensor, Tensor]] = []
 
     @property
     def compiled(self) -> bool:
@@ -150,7 +150,7 @@ class _Held:
         for part in parts:
             for name, buffer in part.named_buffers(recurse=False):
                 if buffer.numel() <= SMALL and not buffer.is_inference():
-                    self._buffers.append((part, name, buffer, buffer.detach().clone(), buffer._version))
+                    self._buffers.append((part, name, buffer, buffer.detach().clone()))
         if training:
             try:
                 module.eval()
@@ -168,11 +168,11 @@ class _Held:
         for parameter in self._trainable:
             parameter.requires_grad_(True)
         changed = False
-        for part, name, buffer, value, version in self._buffers:
+        for part, name, buffer, value in self._buffers:
             if getattr(part, name, None) is not buffer:
                 setattr(part, name, buffer)
                 changed = True
-            if buffer._version != version:
+            if not bool(((buffer == value) | (buffer != buffer) & (value != value)).all()):  # NaN stays NaN
                 buffer.copy_(value)
                 changed = True
         if changed:
