@@ -79,14 +79,17 @@ class Ascent(Search):
     def aim(self, victim: Victim, restart: int) -> Tensor:
         """The class every sample is driven to in this round, ``(b,)``; without targets, its label.
 
-        If there are fewer wrong classes than targets, all samples leave in the surplus rounds.
+        If there are fewer wrong classes than targets, all samples leave in the surplus rounds, and so does a sample in
+        those whose target has the logit -inf, which is no class.
         """
         if self.targets is None:
             return victim.label
         chosen = self.targets.choose(victim.logits, victim.label)
         turn = restart % self.targets.count
         if turn < chosen.shape[1]:
-            return chosen[:, turn]
+            target = chosen[:, turn]
+            known = victim.logits.gather(1, target[:, None]).squeeze(1) > -torch.inf
+            return victim.keep(known, target)[0]
         victim.keep(torch.zeros_like(victim.label, dtype=torch.bool))
         return victim.label
 

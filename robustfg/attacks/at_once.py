@@ -30,7 +30,6 @@ class AtOnce:
         *,
         clean: Tensor,
         label: Tensor,
-        index: Tensor,
         of: Tensor | None,
     ) -> tuple[Tensor, Tensor | int]:
         """Takes in answers that are not yet charged.
@@ -38,9 +37,8 @@ class AtOnce:
         Args:
             image: ``(n, C, H, W)``, one of every sample still attacked, or several where ``of`` says whose.
             output: the answers, detached.
-            clean: ``(n, C, H, W)`` theirs, as ``label`` and ``index``, ``(n,)``.
-            label: true classes.
-            index: sample ids.
+            clean: ``(n, C, H, W)`` theirs.
+            label: ``(n,)``.
             of: ``(n,)`` places among the samples still attacked.
 
         Returns:
@@ -49,12 +47,14 @@ class AtOnce:
         ledger, samples = self._ledger, self._referee.run.engine.samples
         asked = None
         if ledger.keeps:
-            margin, asked = self._referee.margins(image, output, label, self._decision, index)
+            rows = ledger.rows if of is None else ledger.rows[of]
+            margin, asked = self._referee.margins(image, output, label, self._decision, rows)
         else:
             margin = -self._decision(output, label)
+        margin = margin.to(ledger.now.margin.dtype)
         passes: Tensor | int = samples if asked is None else samples + samples * asked.long()
         if self._watch is not None:
-            passes = passes + samples * self._watched(self._watch, image, output, clean, label, margin, of)
+            self._watched(self._watch, image, output, clean, label, margin, of)
         if of is None:
             ledger.saw(image, clean, margin)
             return margin, passes
@@ -71,8 +71,8 @@ class AtOnce:
         label: Tensor,
         margin: Tensor,
         of: Tensor | None,
-    ) -> Tensor | int:
-        """Shows the watch what was asked; how often the model itself was, ``(n,)``."""
+    ) -> None:
+        """Shows the watch what was asked."""
         ledger = self._ledger
         rows = ledger.rows if of is None else ledger.rows[of]
         allowed = None
@@ -82,5 +82,4 @@ class AtOnce:
             here = ledger.standing(torch.ones_like(ledger.now.fooled))
             here = here if of is None else here[of]
             allowed = here if allowed is None else allowed & here
-        asked = watch.saw(image, output, label, margin, rows, allowed)
-        return 0 if asked is None else asked.long()
+        watch.saw(image, output, label, margin, rows, allowed)

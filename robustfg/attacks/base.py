@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.acceptance import Reading
-from robustfg.attacks.contract import checked, classes_of
+from robustfg.attacks.contract import checked, classes_of, warn_of_attempts
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import Margin, Objective
@@ -210,16 +210,23 @@ class Attack(ABC):
     def __call__(
         self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None, *, draw: int = 0
     ) -> Tensor:
-        """The image with the smallest margin over all restarts, per sample; arguments as for ``attempts``."""
+        """The image with the smallest margin over all restarts, per sample; arguments as for ``attempts``.
+
+        Warns once, a line each, of what an evaluation checks: gradients that are zero or not finite, logits that are
+        not, probabilities, buffers that change in eval mode.
+        """
         best: Attempt | None = None
         for attempt in self.attempts(model, image, label, index, draw=draw):
             if self.rounds > 1 and bool(attempt.margin.isnan().any()):
-                attempt = replace(attempt, margin=self.margins(model, attempt.image, label, index))
+                margin = self.margins(model, attempt.image, label, index)
+                attempt = replace(attempt, margin=margin.to(attempt.margin.dtype))
             if best is None:
-                best = attempt
+                best, dead = attempt, attempt.dead_gradient
             else:
                 worse = attempt.margin < best.margin
                 best.image[worse] = attempt.image[worse]
                 best.margin[worse] = attempt.margin[worse]
+                dead = dead | attempt.dead_gradient
         assert best is not None
+        warn_of_attempts(dead, best.margin)
         return best.image

@@ -66,11 +66,42 @@ def checked(answer: Output | Tensor, images: int, classes: int = 0) -> Output | 
     return answer
 
 
-def warn_of_probabilities(logits: Tensor) -> None:
-    """Says what an attacker must know about a model whose softmax is part of it."""
+def warn_of_answers(logits: Tensor) -> None:
+    """Says what an attacker must know of a model that answers with probabilities, or with numbers that are none.
+
+    A logit of -inf is a class that the model leaves out, which is nothing to be warned of.
+    """
     if bool((logits >= 0).all() & ((logits.sum(1) - 1).abs() < 1e-4).all()):
         warnings.warn(
             "the model seems to return probabilities: attacks need logits (cross-entropy on probabilities is "
             "weak); take the softmax out of the model",
+            stacklevel=3,
+        )
+    broken = ~((logits < torch.inf).all(1) & (logits > -torch.inf).any(1))
+    if bool(broken.any()):
+        warnings.warn(
+            f"the model's logits of {int(broken.sum())} of {len(logits)} images are NaN or infinite: NaN counts as "
+            "wrong, and where they are infinite the attack has no gradient",
+            stacklevel=3,
+        )
+
+
+def warn_of_attempts(dead: Tensor, margin: Tensor) -> None:
+    """Says what makes the images of an attack prove little.
+
+    Args:
+        dead: ``(B,)`` bool, a first gradient that was all zero or not finite.
+        margin: ``(B,)`` decision margins at the images found; NaN where nobody looked.
+    """
+    if bool(dead.any()):
+        warnings.warn(
+            f"the first gradient of {int(dead.sum())} of {len(dead)} images is zero or not finite, so this attack proves "
+            "little: the model detaches, rounds or saturates; try the margin objective, attacks.differentiable or Square",
+            stacklevel=3,
+        )
+    if bool((margin == torch.inf).any()):
+        warnings.warn(
+            f"no wrong class has a finite logit at {int((margin == torch.inf).sum())} of {len(margin)} images: they "
+            "count as right whatever the attack does",
             stacklevel=3,
         )

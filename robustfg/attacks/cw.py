@@ -37,17 +37,18 @@ class CarliniWagner(PenaltyAttack):
         start = torch.atanh((2 * image - 1) * EDGE)
         first, start = self.retire(victim, wrong, first, start)
         image, point, push = victim.clean, start, first
-        mean, square, search = torch.zeros_like(start), torch.zeros_like(start), self.search_of(victim)
+        mean, square = (torch.zeros_like(start, dtype=torch.float64) for _ in range(2))  # squares of large logits fit
+        search = self.search_of(victim)
         for taken in range(1, self.passes):
             if not len(victim):
                 return
-            weight, age = search.weight(image), search.steps(image) + 1
+            weight, age = search.weight(mean), search.steps(mean) + 1
             tanh = point.tanh()
             gradient = (2 * (image - victim.clean) - weight * push) * (1 - tanh.square()) / 2
             mean = DECAY[0] * mean + (1 - DECAY[0]) * gradient
             square = DECAY[1] * square + (1 - DECAY[1]) * gradient.square()
             root = (square / (1 - DECAY[1] ** age)).sqrt() + TINY
-            point = point - self.learning_rate * mean / (1 - DECAY[0] ** age) / root
+            point = (point - self.learning_rate * mean / (1 - DECAY[0] ** age) / root).to(image.dtype)
             image = (victim.clean + (point.tanh() - start.tanh()) / 2).clamp(0, 1)
             push, margin, wrong = self.ask(victim, image)
             loss = (image - victim.clean).flatten(1).square().sum(1) + search.constant * margin.clamp_min(0)

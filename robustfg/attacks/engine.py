@@ -1,5 +1,6 @@
 """How a model is run while it is attacked."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,28 +11,27 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.attacks.contract import checked
-from robustfg.attacks.folding import folded
-from robustfg.attacks.freeze import Model, attackable
+from robustfg.attacks.folding import AGREEMENT, ROUNDING, apart, folded, spread_of
+from robustfg.attacks.freeze import AsItIs, Model, attackable, bare, held_by
 from robustfg.attacks.randomness import keyed_generators, seed_generators
 from robustfg.attacks.recording import Recorded, recorded
-from robustfg.attacks.trial import trial_images
 from robustfg.errors import UserError
-from robustfg.types import Output, joined, mapped
+from robustfg.types import Output, joined, logits_of, mapped
 
 Mode = Literal["cudagraphs", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 """``"cudagraphs"`` records CUDA graphs and compiles nothing; the others are those of ``torch.compile``."""
 FEW = 5
-"""With fewer passes neither a copy nor a recording is a gain on a GPU: trying it takes as long as two of them."""
+"""With fewer passes neither a copy nor a recording is a gain: the first and the last are the model's own."""
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """Speed and exactness of a search. Where they leave open who has won, the model itself is asked (``Referee``).
+    """Speed and exactness of a search. Who has won, the model itself is asked (``Referee``).
 
     Args:
         fold: search on a private copy with batch norms folded, weights in channels-last layout and a cheaper gradient
-            of the first convolution; it is used only if its answers agree.
+            of the first convolution; it is used only if its answers agree, and not for a model that draws random numbers.
         autocast: half precision for the search, ``"bfloat16"`` or ``"float16"``. Worth it on GPUs only: on a CPU
             without such units it is twenty times slower.
         compile: asks for ``fixed_batch``. ``"cudagraphs"``: record the passes of the search's model as CUDA graphs,
@@ -90,51 +90,52 @@ class Engine:
 
         Args:
             model: what is attacked.
-            image: some of the images; a private copy is tried on others of their shape.
+            image: some of the images.
             classes: how many it must know at least.
             key: of the model's own random numbers.
             passes: about how many will be asked for.
         """
-        with attackable(model):
-            with keyed_generators(image.device, "trial"):
-                quick = self._quickened(model, image, passes)
-            exact = quick is model and self.autocast is None
-            with keyed_generators(image.device, *key, "model"):
-                yield Run(self, quick, None if exact else model, classes, key)
-
-    def _quickened(self, model: Model, image: Tensor, passes: int) -> Model:
-        """What the search runs on; the model itself where nothing else pays or answers alike."""
-        quick = model
-        if self.fold and isinstance(model, nn.Module) and (passes >= FEW or image.device.type == "cpu"):
-            quick = folded(model, trial_images(image))
-        if self.compile == "cudagraphs" and passes >= FEW:
-            assert self.fixed_batch is not None
-            return recorded(quick, _filled(trial_images(image)[: self.fixed_batch], self.fixed_batch), self.half)
-        if self.compile and self.compile != "cudagraphs":
-            return torch.compile(quick, dynamic=False, mode=None if self.compile is True else self.compile)
-        return quick
+        compiles = self.compile not in (False, "cudagraphs")
+        with attackable(model, listens=not compiles), keyed_generators(image.device, *key, "model"):
+            yield Run(self, bare(model), classes, key, passes)
 
 
 class Run:
     """A prepared model.
 
-    Attributes:
-        engine: how it was prepared.
-        model: what is run.
-        itself: the attacked model; None where it is what is run, in full precision.
+    The first question is answered by the model itself. Where a search is long enough, a copy answers the others, unless
+    the model draws random numbers. The model gets images of its own, which it may write over, in the type of its
+    weights if it refuses them as they are. Answers in half precision become float32.
+
+    Args:
+        engine: how it is run.
+        itself: the attacked model.
         classes: how many the model must know at least.
         key: of the model's own random numbers.
+        passes: about how many will be asked for.
+        quick: what answers all questions but the first; None: what ``engine`` says.
+
+    Attributes:
+        itself: the attacked model.
+        own_word: whether the last answer was the model's own, in full precision.
+        copied: whether any answer was not.
     """
 
     def __init__(
         self,
         engine: Engine,
-        model: Model,
-        itself: Model | None = None,
+        itself: Model,
         classes: int = 0,
         key: tuple[int | str, ...] = (),
+        passes: int = FEW,
+        quick: Model | None = None,
     ) -> None:
-        self.engine, self.model, self.itself, self.classes, self.key = engine, model, itself, classes, key
+        self.engine, self.itself, self.classes, self.key = engine, itself, classes, key
+        self.own_word, self.copied = True, False
+        self._quick, self._quickens = quick, quick is None and passes >= FEW and not isinstance(itself, AsItIs)
+        self._type: torch.dtype | None = None
+        self._asked = 0
+        self._spread: Tensor | float = 0.0
         self._passes: Counter[int] = Counter()
 
     def __call__(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
@@ -148,13 +149,40 @@ class Run:
 
     def once(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
         """One forward pass."""
-        return self._in_pieces(self._forward, image, index)
+        self.own_word = self._quick is None or self._asked < self.engine.samples
+        self._asked += 1
+        if self.own_word:
+            return self._in_pieces(self._first if self._asked == 1 else self._own, image, index)
+        self.copied = True
+        return self._in_pieces(self._quickly, image, index)
+
+    @torch.no_grad()
+    def again(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
+        """What answered last is asked about other images, only to compare it."""
+        return average([self._in_pieces(self._quickly, image, index) for _ in range(self.engine.samples)])
 
     @torch.no_grad()
     def own(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
         """The attacked model's own answer in full precision, averaged alike."""
-        model = self.model if self.itself is None else self.itself
-        return average([self._in_pieces(model, image, index) for _ in range(self.engine.samples)])
+        ask = self._own if self._asked else self._first
+        return average([self._in_pieces(ask, image, index) for _ in range(self.engine.samples)])
+
+    def otherwise(self, own: Tensor, other: Tensor) -> Tensor:
+        """For which of its own logits ``(n, K)`` a copy has given others than rounding makes, ``(n,)`` bool."""
+        half = self.engine.half is not None or torch.is_autocast_enabled(own.device.type)
+        share, least = (10 * AGREEMENT, 10 * AGREEMENT) if half else (AGREEMENT, ROUNDING)
+        return apart(own, other, share, least * self._spread)
+
+    def give_up(self) -> None:
+        """The model itself answers from here on: a copy has answered otherwise."""
+        self._quick = None
+
+    def doubt(self, output: Output | Tensor) -> Tensor:
+        """How far a logit must lead in ``output`` so that it also does in the model itself, ``(n,)``; to aim at."""
+        logits = logits_of(output).detach()
+        unit = torch.finfo(self.engine.half or logits.dtype).eps
+        rounding = 2 if self.own_word or self.engine.half else 16
+        return rounding * unit * logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs().amax(1)
 
     def _in_pieces(self, forward: Model, image: Tensor, index: Tensor | None) -> Output | Tensor:
         """Of a fixed size where the engine says so."""
@@ -170,18 +198,94 @@ class Run:
             pieces.append(forward(_filled(piece, size)))
         return mapped(joined(pieces), lambda value: value[: len(image)])
 
-    def _forward(self, image: Tensor) -> Output | Tensor:
-        half = self.engine.half
-        compiled = self.engine.compile and not isinstance(self.model, Recorded)
-        if compiled and image.requires_grad:
-            image = image.view_as(image)
+    def _own(self, image: Tensor) -> Output | Tensor:
+        return self._told(self.itself(self._given(image)), image)
+
+    def _first(self, image: Tensor) -> Output | Tensor:
+        """The model's own answer to the first images that it is asked about; looks for something faster meanwhile."""
+        quickens, self._quickens = self._quickens, False
+        try:
+            return self._told(self._answer(self._given(image), quickens), image, first=True)
+        except Exception:
+            others = {p.dtype for m in held_by(self.itself) for p in m.parameters() if p.is_floating_point()}
+            if len(others) != 1 or image.dtype in others:
+                raise
+            try:
+                self._type = others.pop()
+                return self._told(self._answer(self._given(image), quickens), image, first=True)
+            except Exception:
+                self._type = None
+            raise
+
+    def _answer(self, image: Tensor, quickens: bool) -> Output | Tensor:
+        engine, copy = self.engine, None
+        if not quickens or (engine.exact() == engine):
+            return self.itself(image.clone())
+        drawn = _generators(image.device)
+        if engine.fold and isinstance(self.itself, nn.Module):
+            answer, copy = folded(self.itself, image)
+        else:
+            answer = self.itself(image.clone())
+        if all(map(torch.equal, drawn, _generators(image.device))):
+            with keyed_generators(image.device, "trial"):
+                self._quick = self._quickened(copy, image)
+        return answer
+
+    def _quickened(self, copy: nn.Module | None, image: Tensor) -> Model | None:
+        """What the search runs on; None where nothing but the model itself pays or answers alike."""
+        engine, model = self.engine, copy or self.itself
+        if engine.compile == "cudagraphs":
+            assert engine.fixed_batch is not None
+            self._alive = copy  # recordings hold it weakly
+            played = recorded(self.itself, model, _filled(image.detach(), engine.fixed_batch), engine.half)
+            return played or copy or (model if engine.half else None)
+        if engine.compile:
+            return torch.compile(model, dynamic=False, mode=None if engine.compile is True else engine.compile)
+        return copy or (model if engine.half else None)
+
+    def _given(self, image: Tensor) -> Tensor:
+        """An image of the model's own."""
+        return image.clone() if self._type is None else image.to(self._type)
+
+    def _quickly(self, image: Tensor) -> Output | Tensor:
+        if self._quick is None:
+            return self._own(image)
+        try:
+            return self._searched(self._quick, image)
+        except UserError:
+            raise
+        except Exception as error:  # a speed-up never ends an attack
+            if self.engine.compile:
+                warnings.warn(f"engine.compile: the model runs as it is, {error}", stacklevel=2)
+            self.give_up()
+            return self._own(image)
+
+    def _searched(self, quick: Model, image: Tensor) -> Output | Tensor:
+        half, given = self.engine.half, self._given(image)
+        compiled = self.engine.compile and not isinstance(quick, Recorded)
+        if compiled and given.requires_grad:
             # A CUDA graph writes its next gradient over this one, and its next answer.
-            image.register_hook(torch.Tensor.clone)  # type: ignore[no-untyped-call]
+            given.register_hook(torch.Tensor.clone)  # type: ignore[no-untyped-call]
         with torch.autocast(image.device.type, half) if half else nullcontext():
-            output = checked(self.model(image), len(image), self.classes)
-        if compiled:
-            output = mapped(output, torch.Tensor.clone)
-        return mapped(output, torch.Tensor.float) if half else output
+            output = self._told(quick(given), image)
+        return mapped(output, torch.Tensor.clone) if compiled else output
+
+    def _told(self, answer: Output | Tensor, image: Tensor, *, first: bool = False) -> Output | Tensor:
+        told = mapped(checked(answer, len(image), self.classes), _whole)
+        if first and len(image):
+            self._spread = spread_of(logits_of(told).detach()).amax()
+        return told
+
+
+def _whole(value: Tensor) -> Tensor:
+    """In float32 where it was in half precision, and fit for autograd."""
+    value = value.clone() if value.is_inference() else value
+    return value.float() if value.dtype in DTYPES.values() else value
+
+
+def _generators(device: torch.device) -> list[Tensor]:
+    """What tells whether random numbers were drawn."""
+    return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
 def average(answers: Sequence[Output | Tensor]) -> Output | Tensor:

@@ -169,7 +169,7 @@ class FeatureAttack(Search):
             current = threat.project(victim.clean + noise, victim.clean)
         for _ in range(self.steps):
             image = current.detach().requires_grad_()
-            feature = embedding_of(victim.look(image, graph=True)[0])
+            feature = embedding_of(victim.look(image, graph=True)[0]).to(image.dtype)
             if self.moving or target is None:
                 target = bank.nearest_wrong(feature.detach(), victim.label, rank)
             closeness = -(feature - bank.embedding[target]).square().sum(1)

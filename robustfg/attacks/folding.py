@@ -2,24 +2,29 @@
 
 Batch norms are folded into the convolutions before them, whose weights are in channels-last layout; on the CPU the
 first convolution is a ``Stem``. Structure is copied and all other tensors are shared, so the original is never touched.
-Which batch norm follows which convolution is seen by running the network once; the copy is believed only if its answers
-agree. Modules that somebody listens to with hooks stay what they are.
+Which batch norm follows which convolution is seen while the network answers the first question about the attacked
+images. A copy lives no longer than a round. Modules that somebody listens to with hooks stay what they are, and so do
+those whose passes are not their parts' alone: scripts, traced graphs, compiled modules.
 """
 
-from typing import Any, cast
-from weakref import ref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks.stem import Stem
-from robustfg.types import logits_of
+from robustfg.types import Output, logits_of
 
-AGREEMENT = 2e-5
-"""Largest difference at which the copy is believed: of logits, relative to their spread, and of detectors' scores,
-relative to themselves."""
+AGREEMENT = 0.01
+"""Largest difference of a sample's logits, relative to their spread, at which a copy is searched on. What counts is
+the model's own word in any case; rounding in half precision may move logits ten times as far."""
+ROUNDING = 1e-4
+"""Difference of logits that is always allowed, relative to the largest spread of the first answer."""
+TRIED = 4
+"""Images that a new copy is tried on at once; all others are compared where they leave."""
 NARROW = 4
 """On a CPU convolutions with an output no wider stay in the usual layout, and so do their images: in channels-last
 layout oneDNN's AVX-512 kernels take three times as long there."""
@@ -27,94 +32,115 @@ layout oneDNN's AVX-512 kernels take three times as long there."""
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 """Where a module keeps those that listen to it."""
-OURS = "_robustfg_"
-"""What we leave in a model begins so."""
-KEPT = OURS + "folded"
-"""Attribute of the model under which its copy lives, and with which it dies: a copy may refer to the model, as a
-Lightning module does through its trainer, so anything else that held it would hold the model."""
+
+Pairs = dict[nn.BatchNorm2d, tuple[nn.Conv2d, int]]
+"""Batch norms and the convolutions before them, with the width of what passes between."""
 
 
-class Kept:
-    """A copy and the state of the model it was made of; left out where the model is copied or pickled.
-
-    Attributes:
-        spread: the largest spread of logits compared: one image's may be nearly equal.
-    """
-
-    def __init__(self, state: object = None, copy: nn.Module | None = None) -> None:
-        self.state, self.copy, self.spread = state, copy, 0.0
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Kept, ()
-
-    def agrees(self, model: nn.Module, image: Tensor) -> bool:
-        """Whether there is a copy and it answers as ``model`` does."""
-        if self.copy is None:
-            return False
-        with exact_arithmetic():  # with TF32 or autocast both are off by more than they may differ
-            answers = model(image), self.copy(image)
-        own, theirs = map(logits_of, answers)
-        if not isinstance(own, Tensor):  # no classifier's answer: the model's own will be refused
-            return False
-        self.spread = max(self.spread, float(own.max() - own.min()))
-        if not bool((own - theirs).abs().max() <= AGREEMENT * self.spread):
-            return False
-        scores, others = ({} if isinstance(answer, Tensor) else answer.scores for answer in answers)
-        return all(
-            bool(((score - others[name]).abs() <= AGREEMENT * score.abs()).all()) for name, score in scores.items()
-        )
-
-
-@torch.no_grad()
-def folded(model: nn.Module, image: Tensor) -> nn.Module:
-    """A copy of ``model`` in eval mode with batch norms folded, or ``model`` itself where that gains nothing.
-
-    Copies are kept as long as the weights stay the same; every call compares answers with the model's own. A kept copy
-    that disagrees is made anew; a new one that does is given up.
+def folded(model: nn.Module, image: Tensor) -> tuple[Output | Tensor, nn.Module | None]:
+    """The model's own answer, and a copy with batch norms folded; None where it gains nothing or answers otherwise.
 
     Args:
         model: in eval mode.
-        image: images to compare answers on, ``(B, C, H, W)``: a new copy's on all, a kept one's on the first.
+        image: ``(B, C, H, W)``; the model gets copies of its own.
     """
     on_cpu = image.device.type == "cpu"
-    if not len(image) or not any(isinstance(m, nn.BatchNorm2d) or (on_cpu and Stem.suits(m)) for m in model.modules()):
-        return model
-    state = _fingerprint(model)
-    kept: Kept = model.__dict__.get(KEPT, Kept())
-    if kept.state != state or (kept.copy and not kept.agrees(model, image[:1])):  # ``.data`` tells no change
-        kept = model.__dict__[KEPT] = Kept(state, _fold(model, image))
-        if not kept.agrees(model, image):
-            kept.copy = None
-    return model if kept.copy is None else kept.copy
+    modules = list(_open(model))
+    if not any(isinstance(m, nn.BatchNorm2d) or (on_cpu and Stem.suits(m)) for m in modules):
+        return model(image.clone()), None
+    with _watched(modules) as pairs:
+        answer: Output | Tensor = model(image.clone())
+    own = logits_of(answer)
+    if not isinstance(own, Tensor) or own.dim() != 2:  # no classifier's answer: it will be refused
+        return answer, None
+    with torch.no_grad():
+        try:
+            copy = _fold(model, modules, pairs, on_cpu=on_cpu)
+            if copy is None:
+                return answer, None
+            few = image.detach()[:TRIED].clone()
+            theirs = copy(few)
+            rounding = ROUNDING * spread_of(own.detach()).amax()
+            agree = not bool(apart(own.detach()[:TRIED], logits_of(theirs), AGREEMENT, rounding).any())
+            agree = agree and _same_scores(answer, theirs)
+        except Exception:  # a speed-up never ends an attack
+            return answer, None
+    return answer, copy if agree else None
 
 
-def _fingerprint(model: nn.Module) -> object:
-    tensors = [*model.parameters(), *model.buffers()]
-    weights = tuple((id(tensor), tensor.data_ptr(), tensor._version) for tensor in tensors)
-    return weights, tuple(ref(module) for module in model.modules())  # equal only while they are the same modules
+def spread_of(logits: Tensor) -> Tensor:
+    """The largest minus the smallest finite logit, ``(n,)`` float64; 0 where there is none."""
+    wide = logits.double()
+    finite = wide.isfinite()
+    high, low = wide.masked_fill(~finite, -torch.inf).amax(1), wide.masked_fill(~finite, torch.inf).amin(1)
+    return (high - low).clamp_min(0)
 
 
-def _fold(model: nn.Module, image: Tensor) -> nn.Module | None:
+def apart(own: Tensor, other: Tensor, share: float, least: Tensor) -> Tensor:
+    """Which rows of logits ``(n, K)`` differ by more than a share of their spread, ``(n,)`` bool.
+
+    The same infinities, or NaN on both sides, do not differ.
+
+    Args:
+        own: the model's.
+        other: the copy's.
+        share: of the spread.
+        least: difference that is rounding, whatever the spread.
+    """
+    own, other = own.double(), other.double()
+    slack = share * spread_of(own) + least + 1e-5 * own.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs().amax(1)
+    alike = ((own - other).abs() <= slack[:, None]) | (own == other) | (own.isnan() & other.isnan())
+    return ~alike.all(1)
+
+
+def _same_scores(own: Output | Tensor, other: Output | Tensor) -> bool:
+    """Whether detectors say alike."""
+    if isinstance(own, Tensor) or isinstance(other, Tensor):
+        return isinstance(own, Tensor) and isinstance(other, Tensor)
+    near = ((own.scores[name][:TRIED] - score).abs() <= AGREEMENT * score.abs() for name, score in other.scores.items())
+    return own.scores.keys() == other.scores.keys() and all(bool(each.all()) for each in near)
+
+
+def _open(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and its parts, each once, without those whose passes are not their parts' alone."""
+    known: set[nn.Module] = set()
+    todo = [module]
+    while todo:
+        part = todo.pop()
+        if part not in known and not _opaque(part):
+            known.add(part)
+            yield part
+            todo += [child for child in part._modules.values() if child is not None]
+
+
+def _opaque(module: nn.Module) -> bool:
+    own = vars(module)
+    compiled = "forward" in own or own.get("_compiled_call_impl") is not None
+    return compiled or isinstance(module, torch.jit.ScriptModule | fx.GraphModule)
+
+
+def _fold(model: nn.Module, modules: list[nn.Module], pairs: Pairs, *, on_cpu: bool) -> nn.Module | None:
     swaps: dict[nn.Module, nn.Module] = {}
-    on_cpu = image.device.type == "cpu"
-    for norm, (convolution, width) in _convolutions_before_norms(model, image).items():
+    for norm, (convolution, width) in pairs.items():
         last = not on_cpu or width > NARROW
         swaps[convolution], swaps[norm] = _fused(convolution, norm, channels_last=last), _rest(norm)
     if on_cpu:
-        stems = [module for module in model.modules() if Stem.suits(module) and _unwatched(module)]
+        stems = [module for module in modules if Stem.suits(module) and _unwatched(module)]
         swaps |= {stem: Stem(cast(nn.Conv2d, swaps.get(stem, stem))) for stem in stems}
     return _rebuilt(model, swaps, {}) if swaps else None
 
 
-def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.BatchNorm2d, tuple[nn.Conv2d, int]]:
-    """Batch norms whose input is exactly what a convolution gave, and how wide that is; each used once in a pass."""
+@contextmanager
+def _watched(modules: list[nn.Module]) -> Iterator[Pairs]:
+    """Batch norms whose input is exactly what a convolution gave, each used once in the pass that is made inside."""
+    found: Pairs = {}
     gave: dict[int, tuple[nn.Conv2d, int]] = {}  # with the version, which a change in place raises
-    pairs: dict[nn.BatchNorm2d, tuple[nn.Conv2d, int]] = {}
+    pairs: Pairs = {}
     calls: dict[nn.Module, int] = {}
     outputs: list[Tensor] = []  # kept alive, so that no identity is given twice
 
-    def after(module: nn.Module, inputs: object, output: Tensor) -> None:
-        if module in foldable:
+    def after(module: nn.Module, inputs: object, output: object) -> None:
+        if module in foldable and isinstance(output, Tensor) and not output.is_inference():
             calls[module] = calls.get(module, 0) + 1
             outputs.append(output)
             gave[id(output)] = cast(nn.Conv2d, module), output._version
@@ -125,21 +151,20 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
         calls[module] = calls.get(module, 0) + 1
         norm, given = cast(nn.BatchNorm2d, module), inputs[0] if inputs else None
         convolution, version = gave.get(id(given), (None, 0))
-        if convolution is not None and given is not None and given._version == version:
+        if convolution is not None and isinstance(given, Tensor) and given._version == version:
             pairs[norm] = convolution, given.shape[-1]
 
-    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     foldable, absorbable = ({module for module in modules if may(module)} for may in (_foldable, _absorbable))
     hooks = [module.register_forward_hook(after) for module in modules]
     hooks += [module.register_forward_pre_hook(before_norm) for module in absorbable]
     try:
-        model(image)
+        yield found
     finally:
         for hook in hooks:
             hook.remove()
     once = {norm: pair for norm, pair in pairs.items() if calls[norm] == calls[pair[0]] == 1}
     taken = [convolution for convolution, _ in once.values()]
-    return {norm: pair for norm, pair in once.items() if taken.count(pair[0]) == 1}
+    found |= {norm: pair for norm, pair in once.items() if taken.count(pair[0]) == 1}
 
 
 def _unwatched(module: nn.Module) -> bool:
@@ -193,14 +218,13 @@ def _rest(norm: nn.BatchNorm2d) -> nn.Module:
 def _shallow(module: nn.Module) -> nn.Module:
     """The same module with its own dictionary of parts."""
     copy: nn.Module = module.__class__.__new__(module.__class__)
-    held = {name: value for name, value in module.__dict__.items() if not name.startswith(OURS)}
-    copy.__dict__ = held | {"_modules": dict(module._modules)}
+    copy.__dict__ = module.__dict__ | {"_modules": dict(module._modules)}
     return copy
 
 
 def _rebuilt(module: nn.Module, swaps: dict[nn.Module, nn.Module], done: dict[nn.Module, nn.Module]) -> nn.Module:
     """A structural copy with some modules exchanged; what occurs twice stays one module."""
-    if isinstance(module, torch.jit.ScriptModule):
+    if _opaque(module):
         return module
     if module not in done:
         copy = done[module] = swaps.get(module) or _shallow(module)

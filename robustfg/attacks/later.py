@@ -22,6 +22,8 @@ class Answer(NamedTuple):
     """Place in the steps."""
     spent: Tensor | int
     """Forward passes of the step before it."""
+    own_word: bool
+    """It is the attacked model's own."""
 
 
 @dataclass
@@ -36,7 +38,7 @@ class Later:
     """Takes in what a search is told, and tells the ledger of several steps at once.
 
     The ledger then is as if everybody who won had left after that step: nothing that was asked about them later counts.
-    What a copy leaves open is asked of the model itself, of all images that may count, so that no success is lost.
+    What a copy calls a success is asked of the model itself, the first of every sample, then the next if that was none.
 
     Args:
         referee: who asks the model itself.
@@ -63,7 +65,8 @@ class Later:
     def add(self, image: Tensor, output: Output | Tensor) -> None:
         """Takes in a detached answer to one image of every sample still attacked, not yet charged."""
         kept = logits_of(output) if self._decision == Margin() else output
-        self._answers.append(Answer(image, kept, len(self._steps) - 1, self._steps[-1].forwards))
+        own_word = self._referee.run.own_word
+        self._answers.append(Answer(image, kept, len(self._steps) - 1, self._steps[-1].forwards, own_word))
 
     def charge(self, forwards: Tensor | int, backwards: Tensor | int) -> None:
         """Counts passes of this step, ``(b,)`` or of everybody."""
@@ -78,13 +81,12 @@ class Later:
         """Lets the samples go that ``rows`` ``(n,)`` does not name; all is read."""
         self._paying = None if self._paying is None else self._paying[rows]
 
-    def read(self, clean: Tensor, label: Tensor, index: Tensor) -> None:
+    def read(self, clean: Tensor, label: Tensor) -> None:
         """Tells the ledger; before samples leave, and at the end.
 
         Args:
             clean: ``(b, C, H, W)`` of the samples still attacked.
             label: ``(b,)``.
-            index: ``(b,)`` their ids.
         """
         answers, steps, self._answers, self._steps = self._answers, self._steps, [], [Step()]
         if not len(label):
@@ -93,7 +95,7 @@ class Later:
         asked: Tensor | int = 0
         won = fooled[None]  # before the first answer, and by each
         if answers:
-            margin, asked = self._margins(answers, label, index, ~fooled)
+            margin, asked = self._margins(answers, label, ~fooled)
             won = torch.cat([won, margin < 0])
         wins = won.cumsum(0)
         pays = self._pays(answers, len(steps), wins)
@@ -117,22 +119,26 @@ class Later:
         self._paying = pays[-1]
         return pays
 
-    def _margins(
-        self, answers: list[Answer], label: Tensor, index: Tensor, stands: Tensor
-    ) -> tuple[Tensor, Tensor | int]:
+    def _margins(self, answers: list[Answer], label: Tensor, stands: Tensor) -> tuple[Tensor, Tensor | int]:
         """Decision margins ``(n, b)`` of all answers, and how many passes asking the model itself took, ``(b,)``."""
         together, count = joined([answer.output for answer in answers]), len(answers)
         margin = -self._decision(together, label.repeat(count))
-        if self._referee.run.itself is None:
-            return margin.view(count, -1), 0
-        left_open = self._referee.leaves_open(margin, answers[0].image, together, self._decision).view(count, -1)
-        margin = margin.view(count, -1)
-        sure = ((margin < 0) & ~left_open).long()
-        left_open = left_open & (sure.cumsum(0) == sure) & stands
-        turn, of = left_open.nonzero().unbind(1)
-        if not len(of):
+        margin = margin.view(count, -1).to(self._ledger.now.margin.dtype)
+        asked = torch.zeros_like(label)
+        sure = torch.tensor([answer.own_word for answer in answers], device=label.device)[:, None].expand_as(margin)
+        if all(answer.own_word for answer in answers):
             return margin, 0
-        rows = torch.split(of, left_open.sum(1).tolist())
-        image = torch.cat([answer.image[row] for answer, row in zip(answers, rows, strict=True)])
-        told = self._referee.told(margin[turn, of], image, label[of], self._decision, index[of])
-        return margin.index_put((turn, of), told), left_open.sum(0) * self._referee.run.engine.samples
+        seen = logits_of(together).view(count, len(label), -1)
+        for _ in answers:
+            wrong = (margin < 0) & stands
+            turn, everyone = wrong.long().argmax(0), torch.arange(len(label), device=label.device)  # the first one
+            of = (wrong.any(0) & ~sure[turn, everyone]).nonzero().flatten()
+            if not len(of):
+                break
+            place = turn[of], of
+            image = torch.stack([answers[t].image[row] for t, row in zip(*(p.tolist() for p in place), strict=True)])
+            told = self._referee.told(image, seen[place], label[of], self._decision, self._ledger.rows[of])
+            margin = margin.index_put(place, told.to(margin.dtype))
+            sure = sure.index_put(place, torch.ones_like(of, dtype=torch.bool))
+            asked = asked.index_add(0, of, torch.ones_like(of))
+        return margin, asked * self._referee.run.engine.samples

@@ -205,6 +205,23 @@ class Ledger:
         self.now = found
         self._take(where & ~found.fooled, image, found.score, margin)
 
+    def told(self, rows: Tensor, margin: Tensor) -> None:
+        """Puts the model's own margins ``(n,)`` in the place of a copy's, of the images kept; not yet charged.
+
+        Args:
+            rows: ``(n,)`` places among the samples still attacked, none of which has won.
+            margin: ``(n,)``.
+        """
+        self._pay()
+        now, margin = self.now, margin.to(self.now.margin.dtype)
+        first = torch.where((margin < 0) & (now.first[rows] < 0), now.forwards[rows], now.first[rows])
+        self.now = now._replace(
+            margin=now.margin.index_copy(0, rows, margin),
+            score=now.score.index_copy(0, rows, margin),
+            fooled=now.fooled.index_copy(0, rows, margin < 0),
+            first=now.first.index_copy(0, rows, first),
+        )
+
     def _any(self, flag: Tensor, of: Tensor) -> Tensor:
         return torch.zeros_like(self.now.forwards).index_add(0, of, flag.long()) > 0
 

@@ -24,6 +24,14 @@ class Objective(Protocol):
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor: ...
 
 
+def finite_ends(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The highest and the lowest finite logit, ``(B, 1)``; 0 where none is: a class of logit -inf is no class."""
+    finite = logits.isfinite()
+    high = logits.masked_fill(~finite, -torch.inf).amax(1, keepdim=True)
+    low = logits.masked_fill(~finite, torch.inf).amin(1, keepdim=True)
+    return high.masked_fill(high.isinf(), 0), low.masked_fill(low.isinf(), 0)
+
+
 @dataclass(frozen=True)
 class CrossEntropy:
     """Cross-entropy of the true class. Its float32 gradient is exactly 0 from a logit gap of 104."""
@@ -47,9 +55,10 @@ class ScaledCrossEntropy:
 
     def __call__(self, output: Output | Tensor, label: Tensor) -> Tensor:
         logits = logits_of(output)
-        spread = (logits.amax(1, keepdim=True) - logits.amin(1, keepdim=True)).detach()
-        scale = torch.where(spread > 0, self.gap / spread, 1)
-        return F.cross_entropy(logits * scale, label, reduction="none")
+        highest, lowest = (end.detach() / 2 for end in finite_ends(logits))  # halves, as the gap may overflow
+        spread = highest - lowest
+        shifted = (logits / 2 - highest) / torch.where(spread > 0, spread, 1)
+        return F.cross_entropy(torch.where(spread > 0, self.gap * shifted, logits), label, reduction="none")
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class Margin:
 class DifferenceOfLogitsRatio:
     """DLR (Croce & Hein 2020, eq. 6): the margin divided by the gap of first and third logit; invariant to scale.
 
-    Needs three classes; on two it is the margin.
+    Needs three classes; on two it is the margin. Classes of logit -inf do not count.
     """
 
     name = "dlr"
@@ -77,7 +86,7 @@ class DifferenceOfLogitsRatio:
         if logits.shape[1] < 3:
             return margin
         top = logits.topk(3, dim=1).values
-        return margin / (top[:, 0] - top[:, 2] + 1e-12)
+        return margin / torch.where(top[:, 2] > -torch.inf, top[:, 0] - top[:, 2] + 1e-12, 1)
 
 
 class ComparingObjective(ABC):
@@ -110,7 +119,8 @@ class KullbackLeibler(ComparingObjective):
             logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(1)
             for logits in (logits_of(output), clean)
         )
-        return (log_p.exp() * (log_p - log_q)).sum(1)
+        none = (log_p == -torch.inf) | (log_q == -torch.inf)  # a masked class adds nothing
+        return (log_p.exp() * (log_p - log_q).masked_fill(none, 0)).sum(1)
 
 
 @dataclass(frozen=True)

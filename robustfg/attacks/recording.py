@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
-from weakref import ref
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
@@ -13,22 +13,10 @@ from robustfg.attacks.freeze import Model
 from robustfg.errors import UserError
 from robustfg.types import Output, logits_of, mapped
 
-KEPT = "_robustfg_recorded"
-"""Attribute of the model under which its recordings live, and with which they die."""
 AGREEMENT = 1e-5
 """Largest difference of logits, relative to their spread, at which a recording is believed."""
 WARM_UP = 3
 """Passes before a recording in which libraries choose their kernels; one more is watched."""
-
-
-class Kept(dict[tuple[object, ...], "Recorded | None"]):
-    """Recordings by shape, types and place of the weights, None where one did not answer alike.
-
-    Left out where the model is copied or pickled.
-    """
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Kept, ()
 
 
 class Recorded:
@@ -39,14 +27,20 @@ class Recorded:
     when they were recorded.
 
     Args:
-        model: frozen and in eval mode.
+        model: frozen and in eval mode; held weakly.
         half: run under autocast with this type.
     """
 
     def __init__(self, model: nn.Module, half: torch.dtype | None) -> None:
-        self._model, self._half = ref(model), half
+        self._half = half
+        self._read: list[Tensor] = []  # weights that recordings read
+        self.of(model)
         self._form: Output | Tensor | None = None
         self._recordings: list[Recording] = []
+
+    def of(self, model: nn.Module) -> None:
+        """Takes another model with the same weights, as the one before may be gone."""
+        self._model = ref(model)
 
     def __call__(self, image: Tensor) -> Output | Tensor:
         """The answer to ``(B, C, H, W)`` on a GPU. Raises ``UserError`` for a model that cannot be recorded."""
@@ -54,6 +48,9 @@ class Recorded:
         if free is None:
             free = Recording(self._flat, image)
             self._recordings.append(free)
+            model = self._model()
+            assert model is not None
+            self._read += [*model.parameters(), *model.buffers()]
         parts = iter(cast(tuple[Tensor, ...], _Replay.apply(image, free)))
         assert self._form is not None
         return mapped(self._form, lambda _: next(parts))
@@ -73,7 +70,7 @@ class Recorded:
         assert model is not None
         # Cached casts would be made outside the graph once and be missing in it.
         with torch.autocast(image.device.type, half, enabled=half is not None, cache_enabled=False):
-            answer: Output | Tensor = model(image)
+            answer: Output | Tensor = model(image.clone())
         return answer if half is None else mapped(answer, torch.Tensor.float)
 
 
@@ -187,33 +184,42 @@ class _Replay(torch.autograd.Function):
         return ctx.recording.backward(slopes), None
 
 
-def recorded(model: Model, image: Tensor, half: torch.dtype | None) -> Model:
-    """A model's passes recorded, or the model itself on the CPU and where a recording does not answer alike.
+_KEPT: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Recorded | None]] = WeakKeyDictionary()
+"""Of every attacked model its recordings by shape, types and state of the weights; None where one answered otherwise.
 
-    Recordings are kept as long as the weights lie where they are; every call compares answers. What was tried in vain
-    is not tried again.
+They hold weights and answers, but no module: one may refer to the model, which would then never be freed."""
+
+
+def recorded(itself: Model, model: Model, image: Tensor, half: torch.dtype | None) -> Model | None:
+    """A model's passes recorded; None on the CPU and where a recording does not answer alike.
+
+    Recordings are kept as long as the weights of ``itself`` stay the same; every call compares answers. What was tried
+    in vain is not tried again.
 
     Args:
-        model: frozen and in eval mode.
+        itself: the attacked model.
+        model: it or its copy, frozen and in eval mode.
         image: ``(B, C, H, W)``.
         half: run under autocast with this type; None: as it would be run now.
     """
-    if not image.is_cuda or not isinstance(model, nn.Module):
-        return model
+    if not image.is_cuda or not isinstance(model, nn.Module) or not isinstance(itself, nn.Module):
+        return None
     kind = image.device.type
     if half is None and torch.is_autocast_enabled(kind):
         half = torch.get_autocast_dtype(kind)
-    places = tuple(tensor.data_ptr() for tensor in (*model.parameters(), *model.buffers()))
-    key = tuple(image.shape), image.dtype, half, places
-    kept: Kept = model.__dict__.setdefault(KEPT, Kept())
-    for elsewhere in [other for other in kept if other[-1] != places]:
+    weights = tuple((tensor.data_ptr(), tensor._version) for tensor in (*itself.parameters(), *itself.buffers()))
+    key = tuple(image.shape), image.dtype, half, model is itself, weights
+    kept = _KEPT.setdefault(itself, {})
+    for elsewhere in [other for other in kept if other[-1] != weights]:
         del kept[elsewhere]
     known = kept.get(key)
+    if known is not None:
+        known.of(model)
     if key in kept and (known is None or known.agrees(image)):
-        return known or model
+        return known
     fresh = Recorded(model, half)
     kept[key] = fresh if fresh.agrees(image) else None
-    return kept[key] or model
+    return kept[key]
 
 
 def _tensors(answer: Output | Tensor) -> Iterator[Tensor]:

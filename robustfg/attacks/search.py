@@ -82,14 +82,26 @@ class Search(Attack):
             margin = task.image.new_zeros(0)
             least = None if self.watch is None else margin
             return Attempt(task.image, margin, none, none, none, none.bool(), least=least)
-        with self.searching().running(model, task.image, task.classes, draws.key, self.passes // self.rounds) as run:
-            victim = Victim(
-                run, task, threat=self.threat, decision=self.deciding, watch=self.watch, **self.victim_options()
-            )
+        engine = self.searching() if self.watch is None else self.searching().exact()  # the model's own readings count
+        found, doubted = self._searched(model, task, draws, restart, engine)
+        rows = doubted.nonzero().flatten()
+        if not len(rows):
+            return found
+        again, _ = self._searched(model, task.part(rows), draws, restart, engine.exact())
+        return _instead(found, rows, again)
+
+    def _searched(
+        self, model: Model, task: Task, draws: Draws, restart: int, engine: Engine
+    ) -> tuple[Attempt, Tensor]:
+        """What a round finds, and for whom it must be repeated as it ran on a copy that answers otherwise, ``(B,)``."""
+        with engine.running(model, task.image, task.classes, draws.key, self.passes // self.rounds) as run:
+            options = self.victim_options()
+            victim = Victim(run, task, threat=self.threat, decision=self.deciding, watch=self.watch, **options)
             self.search(victim, draws, restart)
             least = victim.least()
             logits = task.logits if victim.asked is None else victim.asked
-            return replace(Attempt(*victim.results()), logits=logits, least=least)
+            found = replace(Attempt(*victim.results()), logits=logits, least=least)
+            return found, victim.doubted & (options.get("minimum", False) | ~(found.margin < 0))
 
     def searching(self) -> Engine:
         """How the model is prepared for the search."""
@@ -98,6 +110,20 @@ class Search(Attack):
     def margins(self, model: Model, image: Tensor, label: Tensor, index: Tensor | None = None) -> Tensor:
         with self.asking.running(model, image, key=(self.seed, self.name, "margins")) as run, torch.no_grad():
             return -self.decision(run.own(image, index), label.clone())
+
+
+def _instead(found: Attempt, rows: Tensor, again: Attempt) -> Attempt:
+    """The samples of ``rows`` ``(n,)`` as they stand ``again``, after all that was spent on them before."""
+    before = found.forwards[rows]
+    columns = {
+        "image": again.image,
+        "margin": again.margin,
+        "first_success": torch.where(again.first_success < 0, -1, before + again.first_success),
+        "forwards": before + again.forwards,
+        "backwards": found.backwards[rows] + again.backwards,
+        "dead_gradient": again.dead_gradient,
+    }
+    return replace(found, **{name: getattr(found, name).index_copy(0, rows, new) for name, new in columns.items()})
 
 
 def _after(before: Attempt, rows: Tensor, found: Attempt) -> Attempt:

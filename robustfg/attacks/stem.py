@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 MOST_CHANNELS = 4
 LEAST_KERNEL = 4
@@ -65,7 +64,6 @@ class _BlockConvolution(torch.autograd.Function):
         return F.conv2d(image, stem.weight, stem.bias, stem.stride, stem.padding)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         stem, (height, width) = ctx.stem, ctx.size
         blocks = F.conv2d(gradient.to(stem.backwards.dtype), stem.backwards, padding=stem.backwards.shape[-1] - 1)

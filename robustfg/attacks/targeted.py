@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class TargetedMargin(TargetedObjective):
 class TargetedDLR(TargetedObjective):
     """The targeted margin divided by z1 - (z3 + z4) / 2 of the sorted logits (Croce & Hein 2020, eq. 7).
 
-    Invariant to scale and shift. Needs four classes; below that it is the targeted margin.
+    Invariant to scale and shift. Needs four classes that are not at -inf; below that it is the targeted margin.
     """
 
     name = "targeted_dlr"
@@ -50,7 +51,8 @@ class TargetedDLR(TargetedObjective):
         if logits.shape[1] < 4:
             return margin
         top = logits.topk(4, dim=1).values
-        return margin / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+        ratio = top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12
+        return margin / torch.where(top[:, 3] > -torch.inf, ratio, 1)
 
 
 class TargetedCrossEntropy(TargetedObjective):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.attacks.base import Attack, Attempt, Task
-from robustfg.attacks.contract import warn_of_probabilities
+from robustfg.attacks.contract import warn_of_answers
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.threat import Threat
@@ -84,7 +84,7 @@ class Transfer(Attack):
         least = self._least_before(margin, before)
         if crafted is not None:
             answer = self._answer(model, crafted.image, part.label, part.index)
-            warn_of_probabilities(logits_of(answer))
+            warn_of_answers(logits_of(answer))
             image[standing] = crafted.image
             margin[standing] = -self.decision(answer, part.label).to(margin.dtype)
             first[standing & (margin < 0)] = 0

@@ -65,7 +65,7 @@ def fit(
         for image, label, *_ in batches:
             images += len(image)
             classes = classes_of(image, label)
-            with engine.running(model, image, classes=classes) as run:
+            with engine.running(model, image, classes=classes, passes=1) as run:
                 clean, true = image.detach().clone(), label.detach().clone()
                 change = torch.zeros_like(clean[:1]) if change is None else change
                 leaf = change.clone().requires_grad_()

@@ -8,7 +8,7 @@ from torch import Tensor
 from robustfg.attacks.acceptance import Reading
 from robustfg.attacks.at_once import AtOnce
 from robustfg.attacks.base import Task
-from robustfg.attacks.contract import warn_of_probabilities
+from robustfg.attacks.contract import warn_of_answers
 from robustfg.attacks.engine import Run, average
 from robustfg.attacks.later import Later
 from robustfg.attacks.ledger import Ledger
@@ -34,8 +34,8 @@ class Victim:
     """The samples of a batch that are still attacked.
 
     An attack reads ``clean`` ``(b, C, H, W)``, ``label`` and ``index`` ``(b,)``, which shrink as samples leave, asks
-    with ``slope`` or ``look``, and calls ``leave`` once a step. Everything asked about is remembered. A margin is
-    negative exactly where the model itself is fooled, whatever the search runs on (``Referee``).
+    with ``slope`` or ``look``, and calls ``leave`` once a step. Everything asked about is remembered. A margin is only
+    negative where the model itself is fooled, whatever the search runs on (``Referee``).
 
     Args:
         run: the model.
@@ -70,8 +70,10 @@ class Victim:
         self.asked: Tensor | None = None
         self._logits = task.logits
         self._ledger = Ledger(task.image, threat, minimum=minimum, keeps=minimum or not stay)
-        self._referee = Referee(run)
-        self._watch = None if watch is None else Watch(watch, run, task.image, task.index)
+        self._referee = Referee(run, task.index)
+        self._watch = None if watch is None else Watch(watch, task.image)
+        self._last: tuple[Tensor, Tensor] | None = None  # images and logits that a copy answered last
+        self._wide = self._ledger.now.margin.dtype
         self._steps, self._answered = 0, False
         self._waits = host_waits(task.image.device)
         self._at_once = AtOnce(self._referee, self._ledger, decision, self._watch)
@@ -110,6 +112,8 @@ class Victim:
             outputs.append(more[2])
         if samples > 1:
             value, gradient, output = value / samples, gradient / samples, average(outputs)
+        if seen_as is None:
+            self._answered_all(image.detach(), output)
         if seen_as is not None:
             self.charge(samples)
         elif self._later is not None:
@@ -129,7 +133,7 @@ class Victim:
         output = self.run.once(leaf if seen_as is None else seen_as(leaf), self.index)
         value = objective(output, self.label)
         gradient = derivative(value.sum(), leaf)
-        return value.detach(), gradient, mapped(output, torch.Tensor.detach)
+        return value.detach().to(self._wide), gradient, mapped(output, torch.Tensor.detach)
 
     def look(self, image: Tensor, of: Tensor | None = None, *, graph: bool = False) -> tuple[Output | Tensor, Tensor]:
         """One forward pass (times the engine's ``samples``): the model's answer and the decision margin, ``(n,)``.
@@ -141,7 +145,10 @@ class Victim:
         """
         with torch.set_grad_enabled(graph):
             output = self.run(image, self.index if of is None else self.index[of])
-        return output, self._remember(image.detach(), mapped(output, torch.Tensor.detach), of)
+        told = mapped(output, torch.Tensor.detach)
+        if of is None:
+            self._answered_all(image.detach(), told)
+        return output, self._remember(image.detach(), told, of)
 
     def pull(self, value: Tensor, image: Tensor, *, again: bool = False, needed: Tensor | None = None) -> Tensor:
         """One backward pass (times the engine's ``samples``).
@@ -161,7 +168,7 @@ class Victim:
 
     def doubt(self, output: Output | Tensor) -> Tensor:
         """How far a logit must lead in ``output`` so that it also does in the model itself, ``(n,)``; to aim at."""
-        return self._referee.doubt(output)
+        return self.run.doubt(output)
 
     def leave(self, *state: *States) -> tuple[*States]:
         """Lets fooled samples go; returns the attack's state without them.
@@ -189,7 +196,9 @@ class Victim:
         here, rows = len(mask), mask.nonzero().flatten()
         if len(rows) == here:
             return state
+        self._conclude((~mask).nonzero().flatten())
         self._ledger.keep(rows)
+        self._last = None if self._last is None else (self._last[0][rows], self._last[1][rows])
         if self._later is not None:
             self._later.keep(rows)
         self.clean, self.label, self.index = self.clean[rows], self.label[rows], self.index[rows]
@@ -220,21 +229,56 @@ class Victim:
         """The least value of the watched reading among wrong answers of all ``B`` samples, when all is asked.
 
         Infinite where none was wrong. Where the decision is not won, the image kept becomes the one it was seen at.
-        If the search ran on a copy, this asks the model itself about those images, which is counted.
         """
         if self._watch is None:
             return None
-        asked, found = self._watch.conclude(), self._watch.least.isfinite()
-        kept = found & self._ledger.keeps & (not self._ledger.minimum)
+        kept = self._watch.least.isfinite() & self._ledger.keeps & (not self._ledger.minimum)
         self._ledger.conclude(self._watch.image, self._watch.margin, kept)
-        self._ledger.charge(torch.zeros_like(self._ledger.rows).index_fill(0, asked, self.run.engine.samples))
         return self._watch.least
 
     def results(self) -> tuple[Tensor, ...]:
         """Of all ``B`` samples: image, margin, first_success, forwards, backwards, dead_gradient."""
         self._read()
+        self._conclude(torch.arange(len(self.label), device=self.label.device))
         found = self._ledger.all()
         return found.image, found.margin, found.first, found.forwards, found.backwards, found.dead
+
+    @property
+    def doubted(self) -> Tensor:
+        """Of all ``B`` samples, for whom a copy has answered otherwise than the model."""
+        return self._referee.doubted
+
+    def _conclude(self, rows: Tensor) -> None:
+        """Asks the model itself about samples that end without a success on a copy, by their places.
+
+        Where the smallest margin is kept, about that image, which may be a success that the copy has not seen;
+        elsewhere about the image last asked about. In both cases the copy must have answered alike.
+        """
+        if not self.run.copied or not len(rows):
+            return
+        now = self._ledger.now
+        rows = rows[~now.fooled[rows]]
+        if not len(rows):
+            return
+        keeps = self._ledger.keeps and not self._ledger.minimum
+        image = now.image[rows]
+        seen = None
+        if not keeps and self._last is not None:
+            image, seen = self._last[0][rows], self._last[1][rows]
+        elif not self.run.own_word:
+            seen = logits_of(self.run.again(image, self.index[rows]))
+        own = self.run.own(image, self.index[rows])
+        if seen is not None:
+            self._referee.note(self.run.otherwise(logits_of(own), seen), self._ledger.rows[rows])
+        passes = torch.zeros_like(self.label).index_fill(0, rows, self.run.engine.samples)
+        if keeps:
+            self._ledger.told(rows, -self.decision(own, self.label[rows]))
+        self._ledger.charge(passes)
+
+    def _answered_all(self, image: Tensor, output: Output | Tensor) -> None:
+        """Keeps what a copy answered last, to compare it when the samples leave."""
+        compared = self._ledger.minimum or not self._ledger.keeps
+        self._last = (image, logits_of(output)) if compared and not self.run.own_word else None
 
     def _finite(self, gradient: Tensor, *, owned: bool = True, needed: Tensor | None = None) -> Tensor:
         """The gradient with 0 where it is not finite; ``owned`` if nobody else holds it, so that it may be changed."""
@@ -249,12 +293,12 @@ class Victim:
         """Margins ``(n,)`` of what was asked; counts the passes and keeps what is better than before."""
         if self._later is not None and of is None:
             self._add(image, output)
-            self.margin = -self.decision(output, self.label)
+            self.margin = -self.decision(output, self.label).to(self._wide)
             return self.margin
         self._read()
         self._warn(output)
-        clean, label, index = (whose if of is None else whose[of] for whose in (self.clean, self.label, self.index))
-        margin, passes = self._at_once.saw(image, output, clean=clean, label=label, index=index, of=of)
+        clean, label = (whose if of is None else whose[of] for whose in (self.clean, self.label))
+        margin, passes = self._at_once.saw(image, output, clean=clean, label=label, of=of)
         if of is None:
             self.margin = margin
         self.charge(passes)
@@ -273,12 +317,12 @@ class Victim:
         """Tells the ledger all that is known."""
         self._notes.read(self.label)
         if self._later is not None:
-            self._later.read(self.clean, self.label, self.index)
+            self._later.read(self.clean, self.label)
 
     def _warn(self, output: Output | Tensor) -> None:
         if not self._answered:
             self._answered = True
-            warn_of_probabilities(logits_of(output))
+            warn_of_answers(logits_of(output))
 
 
 def host_waits(device: torch.device) -> bool:

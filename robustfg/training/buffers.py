@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from robustfg.attacks.freeze import AsItIs
 from robustfg.training.regime import Classify
 
 
@@ -23,7 +24,7 @@ def unchanged_buffers(model: Classify) -> Iterator[None]:
 
 @contextmanager
 def as_in_training(model: Classify) -> Iterator[Classify]:
-    """The model as a plain function, which attacks do not switch to eval mode; parameters are frozen meanwhile.
+    """The model as attacks do not switch it to eval mode; parameters are frozen meanwhile.
 
     Batch norm uses the batch's own statistics and dropout is active.
     """
@@ -32,7 +33,7 @@ def as_in_training(model: Classify) -> Iterator[Classify]:
         try:
             for parameter in frozen:
                 parameter.requires_grad_(False)
-            yield lambda image: model(image)
+            yield AsItIs(model)  # type: ignore[misc]
         finally:
             for parameter in frozen:
                 parameter.requires_grad_(True)

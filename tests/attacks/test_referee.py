@@ -27,7 +27,6 @@ from robustfg.attacks import (
 from robustfg.attacks.base import Task
 from robustfg.attacks.decision_based import DecisionBased
 from robustfg.attacks.engine import Run
-from robustfg.attacks.referee import Referee
 from robustfg.attacks.victim import Victim
 
 EXACT = Engine(fold=False)
@@ -106,11 +105,11 @@ class Off(nn.Module):
         self.model, self.by = model, by
 
     def forward(self, image):
-        return self.model(image) + torch.tensor([self.by, 0.0], dtype=image.dtype)
+        return self.model(image) + torch.tensor([self.by, 0.0, 0.0], dtype=image.dtype)
 
 
 class Brightness(nn.Module):
-    """The margin of class 0 is a multiple of how much darker than grey an image is."""
+    """The margin of class 0 is a multiple of how much darker than grey an image is; the third class is far."""
 
     def __init__(self, scale):
         super().__init__()
@@ -118,72 +117,58 @@ class Brightness(nn.Module):
 
     def forward(self, image):
         score = self.scale * (0.5 - image.flatten(1).mean(1))
-        return torch.stack([score, 0 * score], 1)
+        return torch.stack([score, 0 * score, 0 * score - 10], 1)
 
 
 def grey(*levels):
     return torch.tensor(levels, dtype=torch.float64)[:, None, None, None].expand(-1, 3, 4, 4).clone()
 
 
-def referee_of(by, scale):
-    model = Brightness(scale)
-    return Referee(Run(Engine(), Off(model, by * scale), model))
+def victim_of(clean, by=0.01):
+    model, label = Brightness(1.0), torch.zeros(len(clean), dtype=torch.int64)
+    run = Run(Engine(), model, quick=Off(model, by))
+    run(clean)  # the first question is answered by the model itself
+    return Victim(run, Task.of(clean, label, None, draw=0, logits=None), threat=Linf(epsilon=1), decision=Margin())
 
 
-@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 @pytest.mark.parametrize("by", [-0.01, 0.01])
-def test_the_model_itself_decides_where_the_copy_may_be_wrong_and_is_not_asked_elsewhere(by, scale):
-    referee, label = referee_of(by, scale), torch.zeros(5, dtype=torch.int64)
-    image = grey(0.2, 0.495, 0.505, 0.8, 0.5 - 0.07)
-    output = referee.run(image)
-    margins, asked = referee.margins(image, output, label, Margin())
-    assert (margins < 0).tolist() == [False, False, True, True, False]
-    assert asked.tolist() == [False, True, True, False, True]  # eight times 0.01 is the band
+def test_a_copys_success_is_asked_of_the_model_itself_and_one_that_it_has_not_seen_is_found_at_the_end(by):
+    clean = grey(0.2, 0.495, 0.505, 0.8)
+    victim = victim_of(clean, by)
+    _, margin = victim.look(clean)
+    unseen = by > 0  # the copy calls the third one right, else the second one wrong
+    assert (margin < 0).tolist() == [False, False, not unseen, True]
+    _, margin, first, forwards, *_ = victim.results()
+    assert (margin < 0).tolist() == [False, False, True, True]
+    assert first.tolist() == [-1, -1, int(unseen), 0]
+    denied = 0 if unseen else 1  # asked when the copy calls it wrong, and again before it ends
+    assert forwards.tolist() == [2, 2 + denied, 2, 2]
 
 
-def test_a_margin_on_whose_sign_both_agree_stays_the_copys():
-    referee, label = referee_of(0.01, 1.0), torch.zeros(2, dtype=torch.int64)
-    image = grey(0.47, 0.505)
-    margins, asked = referee.margins(image, referee.run(image), label, Margin())
-    assert asked.all()
-    assert margins.tolist() == pytest.approx([0.04, -0.005], abs=1e-12)
-
-
-def test_the_band_is_in_the_units_of_the_decision():
-    class Hundredth:
-        name = "hundredth"
-
-        def __call__(self, output, label):
-            return Margin()(output, label) / 100
-
-    referee, label = referee_of(0.01, 1.0), torch.zeros(2, dtype=torch.int64)
-    image = grey(0.495, 0.3)
-    _, asked = referee.margins(image, referee.run(image), label, Hundredth())
-    assert asked.tolist() == [True, False]
-    assert referee.doubt(referee.run(image)).tolist() == pytest.approx([0.02, 0.02])  # of logits
-
-
-def test_a_class_far_off_leaves_no_more_open():
-    model = Brightness(1.0)
-
-    def far(image):
-        near = model(image).float()
-        return torch.cat([near, near[:, :1] - 1e5], 1)
-
-    referee = Referee(Run(Engine(), lambda image: far(image), far))
-    image, label = grey(0.49, 0.51), torch.zeros(2, dtype=torch.int64)
-    assert referee.margins(image, far(image), label, Margin())[1] is None
+def test_margins_are_the_models_own_wherever_it_was_asked():
+    clean = grey(0.47, 0.505, 0.8)
+    victim = victim_of(clean, -0.01)
+    victim.look(clean)
+    assert victim.results()[1].tolist() == pytest.approx([0.03, -0.005, -0.3], abs=1e-6)
 
 
 def test_asking_the_model_itself_is_a_pass_of_those_samples_only():
-    model = Brightness(1.0)
-    clean, label = grey(0.2, 0.495, 0.8), torch.zeros(3, dtype=torch.int64)
-    task = Task.of(clean, label, None, draw=0, logits=None)
-    victim = Victim(Run(Engine(), Off(model, 0.01), model), task, threat=Linf(epsilon=1), decision=Margin())
+    clean = grey(0.2, 0.495, 0.8)
+    victim = victim_of(clean, -0.01)
     victim.look(clean)
-    assert victim.results()[3].tolist() == [1, 2, 1]
     victim.look(clean[[1, 1, 0]], torch.tensor([1, 1, 0]))
-    assert victim.results()[3].tolist() == [2, 6, 1]
+    assert victim.results()[3].tolist() == [3, 7, 2]
+
+
+def test_where_a_copy_answers_otherwise_it_is_given_up_and_the_sample_doubted():
+    clean = grey(0.2, 0.4, 0.8)
+    victim = victim_of(clean, -0.15)
+    assert victim.run.copied is False
+    victim.look(clean)
+    assert victim.run.copied
+    assert victim.doubted.tolist() == [False, True, True]  # those that it calls wrong are asked about
+    victim.look(clean)
+    assert victim.run.own_word
 
 
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
@@ -212,23 +197,3 @@ def test_a_joint_decision_of_another_unit_is_decided_by_the_model_itself():
     seen = ~told.margin.isnan()
     assert won[seen].any()
     assert torch.equal(told.margin[seen] < 0, won[seen])
-
-
-@pytest.mark.parametrize("size", [1, 3, 5])
-def test_whom_the_model_is_asked_about_does_not_depend_on_who_else_is_there(size):
-    class Uneven(Off):
-        """Errs more on brighter images."""
-
-        def forward(self, image):
-            return self.model(image) + torch.stack([self.by * image.flatten(1).mean(1), 0 * image[:, 0, 0, 0]], 1)
-
-    image, label = grey(0.9, 0.51, 0.49, 0.2, 0.45), torch.zeros(5, dtype=torch.int64)
-    model = Brightness(1.0)
-    found = []
-    for part in (slice(None), slice(size), slice(5 - size, None)):
-        referee = Referee(Run(Engine(), Uneven(model, 0.01), model))
-        _, asked = referee.margins(image[part], referee.run(image[part]), label[part], Margin())
-        found.append(torch.zeros(len(image[part]), dtype=torch.bool) if asked is None else asked)
-    assert found[0].any()
-    assert torch.equal(found[1], found[0][:size])
-    assert torch.equal(found[2], found[0][5 - size :])

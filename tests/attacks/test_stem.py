@@ -58,7 +58,7 @@ def test_a_networks_private_copy_has_the_stem_and_the_same_gradient(name):
     options = {"img_size": 32} if name.startswith("vit") else {}
     model = timm.create_model(name, num_classes=5, **options).eval().requires_grad_(False)
     image = torch.rand(4, 3, 32, 32)
-    copy = folded(model, image)
+    _, copy = folded(model, image)
     assert any(isinstance(module, Stem) for module in copy.modules())
     assert not any(isinstance(module, Stem) for module in model.modules())
     towards = torch.randn(4, 5)

@@ -194,38 +194,14 @@ class Spread(nn.Module):
 
 
 @pytest.mark.parametrize("engine", [Engine(), Engine(autocast="bfloat16")], ids=["folded", "half precision"])
-def test_on_a_copy_what_is_told_is_the_models_own_word(engine):
+def test_what_is_watched_is_the_models_own_word_whatever_the_engine(engine):
     model, clean = Spread().eval(), images(24, seed=1)
     with torch.no_grad():
         label = model(clean).logits.argmax(1)
     goal = WrongAndAccepted(score=FAR, tau=-100.0, scale=1.0)
     attack = replace(PGD(epsilon="1/255", steps=5, restarts=2), engine=engine, decision=goal, watch=FAR)
     exact = replace(attack, engine=Engine(fold=False))
-    known = torch.full((24,), torch.inf)
     for attempt, other in zip(attack.attempts(model, clean, label), exact.attempts(model, clean, label), strict=True):
-        with torch.no_grad():
-            output = model(attempt.image)
-        wrong = output.logits.argmax(1) != label
-        known = torch.minimum(known, output.scores["far"].masked_fill(~wrong, torch.inf))
-        assert torch.equal(attempt.least, known)
-        close = 0.2 if engine.autocast else 1e-4
-        assert torch.allclose(attempt.least, other.least, rtol=close, atol=close) or engine.autocast
-        more = attempt.forwards - other.forwards
-        assert (more >= wrong.long()).all()  # the model itself is asked once more about what is told
-    assert 0 < known.isfinite().sum() < 24
-
-
-def test_a_copy_whose_scores_differ_is_not_believed():
-    class Counting(Spread):
-        """Its score depends on whether its first batch norm is still there."""
-
-        def forward(self, image):
-            output = super().forward(image)
-            norms = sum(isinstance(module, nn.BatchNorm2d) for module in self.inner.modules())
-            return replace(output, scores={"far": output.scores["far"] + norms})
-
-    model = Counting().eval()
-    with Engine().running(model, images(4)) as run:
-        assert run.itself is None
-    with Engine().running(Spread().eval(), images(4)) as run:
-        assert run.itself is not None
+        assert torch.equal(attempt.least, other.least)
+        assert torch.equal(attempt.forwards, other.forwards)
+    assert 0 < attempt.least.isfinite().sum() < 24
