@@ -1,7 +1,9 @@
 """A run that is stopped or killed anywhere, and given again, ends as one that never was."""
 
+import resource
 import shutil
 import signal
+from contextlib import suppress
 
 import pytest
 import pytorch_lightning as pl
@@ -198,3 +200,102 @@ def test_more_patience_goes_on_with_a_run_that_was_stopped_early(tmp_path):
     assert less.global_step < whole.global_step
     differ = differing(left(tmp_path / "whole"), left(tmp_path / "parts"))
     assert [place for place in differ if "Stopping" not in place] == []
+
+
+def test_a_full_disk_keeps_the_last_checkpoint_and_the_run_goes_on_once_there_is_room(tmp_path):
+    settings = SETTINGS["validated every second epoch in phases"]
+    train(tmp_path / "whole", *settings)
+    train(tmp_path / "parts", *settings, ("tell", "on_train_batch_end", 2, 1))
+    files = {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()}
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))  # room for the rows, not for a checkpoint
+    try:
+        with pytest.raises(
+            UserError, match=r"last\.ckpt cannot be written: .*; .*last\.ckpt holds step 14, from where"
+        ):
+            train(tmp_path / "parts", *settings)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    after = {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()}
+    assert after.keys() == files.keys()
+    assert all(after[name] == files[name] for name in files if name.endswith(".ckpt"))
+    train(tmp_path / "parts", *settings)
+    assert differing(left(tmp_path / "whole"), left(tmp_path / "parts")) == []
+
+
+def test_a_checkpoint_of_an_earlier_version_is_continued_from(tmp_path):
+    """It was written in a hook of the next batch, when Lightning's counters do not agree with each other."""
+    settings = SETTINGS["averaged, accumulated and stopped early"]
+    train(tmp_path / "whole", *settings)
+    train(tmp_path / "parts", *settings, ("tell", "on_train_batch_end", 1, 2))
+    last = tmp_path / "parts" / "last.ckpt"
+    content = torch.load(last, weights_only=True)
+    del content["whole"]
+    content["epoch"] = 1
+    loops = content["loops"]["fit_loop"]
+    assert [loops["epoch_progress"]["current"][key] for key in ("ready", "processed")] == [2, 1]
+    for scope in ("total", "current"):
+        loops["epoch_loop.batch_progress"][scope]["ready"] += 1
+    content["callbacks"] = {
+        key: {name: value for name, value in state.items() if name != "step"} if "BestCheckpoint" in key else state
+        for key, state in content["callbacks"].items()
+    }
+    torch.save(content, last)
+    train(tmp_path / "parts", *settings)
+    differ = differing(left(tmp_path / "whole"), left(tmp_path / "parts"))
+    assert [place for place in differ if not place.startswith("/('best', 'callbacks')")] == []
+
+
+def test_a_loss_that_is_not_finite_is_not_saved_on_a_stop(tmp_path):
+    def spoilt():
+        model = free()
+        loss = model.loss.loss
+
+        def spoil(output, label):
+            factor = float("nan") if model.global_step == 10 else 1.0
+            return {name: factor * value for name, value in loss(output, label).items()}
+
+        model.loss.loss = spoil
+        return model
+
+    train(tmp_path, free, False, None, {"max_epochs": 2}, ("kill", "on_train_batch_end", 1, 1))
+    before = (tmp_path / "last.ckpt").read_bytes()
+    with pytest.raises(UserError, match="the loss is not finite"):
+        train(tmp_path, spoilt, False, None, {"max_epochs": 2}, ("tell", "on_train_batch_end", 1, 4))
+    assert (tmp_path / "last.ckpt").read_bytes() == before
+
+
+@pytest.mark.parametrize("ending", [None, KeyboardInterrupt, UserError])
+def test_handlers_of_signals_are_put_back(ending):
+    handlers = {signal.SIGTERM: lambda *_: None, signal.SIGINT: lambda *_: None}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    signals, loop = LastCheckpoint("last.ckpt").signals, trainer()
+    try:
+        with suppress(*([ending] if ending else [])), signals.heard(loop):
+            signal.raise_signal(signal.SIGTERM)
+            signal.raise_signal(signal.SIGINT)
+            assert signals.told == signal.SIGTERM
+            with pytest.raises(KeyboardInterrupt):  # the second time
+                signal.raise_signal(signal.SIGINT)
+            if ending:
+                raise ending
+        assert {number: signal.getsignal(number) for number in handlers} == handlers
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_rows_that_a_kill_left_incomplete_are_dropped(tmp_path):
+    path = tmp_path / "metrics.csv"
+    for text, rows in [
+        ("step,epoch,a\n1,0,2.5\n2,0,3.2", 1),
+        ("step,epoch,a\n1,0,2.5\n2,0\n3,0,1\n", 1),
+        ("step,epoch,a\n1,0,2.5\n\0\0\0\n", 1),
+        ("", 0),
+        ("step,ep", 0),
+    ]:
+        path.write_text(text)
+        assert MetricsCsv(path).position() == rows
+    log = MetricsCsv(path)
+    with pytest.warns(UserWarning, match=r"metrics\.csv has lost 4 of 4 rows"):
+        log.rewind(4)
