@@ -40,6 +40,7 @@ UNHELPFUL = (
     ".*does not have many workers.*",
     ".*smaller than the logging interval.*",
     ".*Checkpoint directory .* exists and is not empty.*",
+    r'.*Please add the following callbacks: \["ModelCheckpoint.*"\]\.',  # wrote last.ckpt in earlier versions
     ".*It is recommended to use `self.log.*sync_dist.*",  # what is logged is already summed over all processes
 )
 """Warnings of libraries on which the user cannot act."""

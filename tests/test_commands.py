@@ -323,22 +323,29 @@ def test_a_killed_training_continues_to_the_same_weights(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_an_interrupted_training_leaves_a_checkpoint_that_can_be_continued(tmp_path, number, code):
-    process = start("train", *LONG, "trainer.max_epochs=500", "run_name=i", f"output={tmp_path}")
+    process = start(
+        "train", *LONG, "trainer.max_epochs=500", "run_name=i", f"output={tmp_path}", "data.num_workers=1",
+        "data.cache=false", start_new_session=True,
+    )  # fmt: skip
     last = tmp_path / "digits-softmax" / "i" / "checkpoints" / "last.ckpt"
     waited_for(last, process)
     before = torch.load(last, weights_only=True)["global_step"]
     time.sleep(0.5)
-    process.send_signal(number)
+    os.killpg(process.pid, number)  # the loader's process too, as a terminal and SLURM do it
     finished(process)
     assert process.returncode == code, process.errors
-    assert torch.load(last, weights_only=True)["global_step"] > before
+    assert process.errors.strip().splitlines()[-1].endswith("; the same command with run_name=i continues it")
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert step > before
+    assert f"last.ckpt holds step {step}" in process.output
     epochs = Checkpoint.read(last).epochs + 1
     done = run("train", *LONG, f"trainer.max_epochs={epochs}", "run_name=i", f"output={tmp_path}")
     assert done.returncode == 0, done.errors
 
 
 def test_a_training_stopped_in_the_middle_of_an_epoch_continues_to_the_same_weights(tmp_path, monkeypatch):
-    config = config_of("train", *LONG, "trainer.max_epochs=2")
+    loading = ("data.num_workers=1", "data.cache=false")  # a loader process asks for its indices at once
+    config = config_of("train", *LONG, "trainer.max_epochs=2", *loading)
     train(config, tmp_path / "whole", command=[])
     hook = LastCheckpoint._at_whole_place
 

@@ -68,7 +68,8 @@ class BestCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes the state up also where the run's folder was moved."""
-        self.step, old = state_dict.get("step"), state_dict["dirpath"]
+        self.step, self.current_score = state_dict.get("step"), state_dict["current_score"]
+        old = state_dict["dirpath"]
 
         def here(path: str) -> str:
             return path and os.path.join(str(self.dirpath), os.path.relpath(path, old))
