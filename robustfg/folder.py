@@ -55,8 +55,8 @@ def folder_of(default: str, job: str) -> Path:
 def claimed(folder: Path, command: Sequence[str]) -> Iterator[None]:
     """Holds the folder for this process group, which its first process does for all.
 
-    The system lets go of a dead process's lock, also on shared file systems. Where the command ends in a ``UserError``
-    before anything was computed, a folder that was not there before is removed again.
+    The system lets go of a dead process's lock, also on shared file systems. Where the command ends in an error before
+    anything was computed, a folder that was not there before is removed again.
 
     Raises:
         UserError: where another group holds the folder, or where it cannot be written.
@@ -75,9 +75,10 @@ def claimed(folder: Path, command: Sequence[str]) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, (json.dumps(about | {"command": list(command)}) + "\n").encode(), 0)
         yield
-    except UserError:
-        if created and {entry.name for entry in folder.iterdir()} <= UNBEGUN and not any(folder.glob("checkpoints/*")):
-            shutil.rmtree(folder)
+    except BaseException as error:
+        worthless = UNBEGUN if isinstance(error, UserError) else {CLAIM}
+        if created and {*os.listdir(folder)} <= worthless and not any(folder.glob("checkpoints/*")):
+            shutil.rmtree(folder, ignore_errors=True)
             for place in created[1:]:
                 with suppress(OSError):
                     place.rmdir()

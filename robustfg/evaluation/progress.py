@@ -1,5 +1,6 @@
-"""The progress bar of an evaluation: attack, batch, forwards and the time left."""
+"""The progress of an evaluation, attack, batch, forwards and the time left: a bar, or lines in a log."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -8,10 +9,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 
 from robustfg.attacks import Attack
+from robustfg.training.callbacks import clock
 
 
 class AttackProgress:
     """Counts forward passes of all batches, so that the time left can be told.
+
+    A terminal shows a bar. Anything else, such as the log of a cluster's job, gets a line for every attack and batch.
 
     Args:
         attacks: what runs on every batch.
@@ -21,6 +25,7 @@ class AttackProgress:
 
     def __init__(self, attacks: list[Attack], batches: int, *, enabled: bool) -> None:
         self.batches, self.finished = batches, 0
+        self.total, self.began = batches * sum(attack.passes for attack in attacks), time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -31,14 +36,18 @@ class AttackProgress:
             TimeRemainingColumn(),
             disable=not enabled,
         )
-        self.task = self.bar.add_task("attacking", total=batches * sum(attack.passes for attack in attacks))
+        self.lines = enabled and not self.bar.console.is_terminal
+        if self.lines:
+            self.bar = Progress(disable=True)
+        self.task = self.bar.add_task("attacking", total=self.total)
         self.bar.start()
 
     @contextmanager
     def attacking(self, attack: Attack, model: nn.Module, batch: int) -> Iterator[None]:
         """Follows one attack on one batch by the model's forwards; an early end counts as done."""
         name = attack.name.removeprefix("check:")
-        self.bar.update(self.task, description=f"{name}, batch {batch + 1}/{self.batches}")
+        what = f"{name}, batch {batch + 1}/{self.batches}"
+        self.bar.update(self.task, description=what)
         end = self.finished + attack.passes
 
         def step(module: nn.Module, inputs: Any) -> None:
@@ -52,6 +61,10 @@ class AttackProgress:
             hook.remove()
             self.finished = end
             self.bar.update(self.task, completed=end)
+        if self.lines:
+            spent = time.monotonic() - self.began
+            left = spent * (self.total - end) / max(end, 1)
+            print(f"{what}: {100 * end // self.total} % after {clock(spent)}, about {clock(left)} left", flush=True)
 
     def stop(self) -> None:
         self.bar.stop()
