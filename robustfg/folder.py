@@ -27,13 +27,13 @@ CLAIM = ".claim"
 UNBEGUN = {CLAIM, ".hydra", "config.yaml", "provenance.json", "splits.json", "checkpoints", "metrics.csv"}
 """What a command writes before it has computed anything."""
 
-TRAINED = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed", "init_from")
+TRAINED = ("seed", "data", "model", "loss", "training", "optimizer", "scheduler", "init_from")
 """Parts of the config that a continued run must share with what its folder holds."""
 
 MACHINE = {"num_workers", "cache", "eval_batch_size", "max_test_samples", "root", "download"}
 """Data options that do not change what is learned."""
 
-FOUND = ("checkpoint", "data", "model", "loss", "attack", "detector", "unknown", "evaluation", "epsilon", "seed")
+FOUND = ("checkpoint", "seed", "epsilon", "data", "model", "loss", "attack", "detector", "unknown", "evaluation")
 """Parts that an evaluation must share with what its folder holds."""
 
 

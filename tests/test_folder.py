@@ -49,20 +49,26 @@ def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path)
     assert list(folder.iterdir()) == []
 
 
+def ended_early(folder, error, *written):
+    with claimed(folder, []):
+        for name in written:
+            (folder / name).write_text("")
+        raise error
+
+
 def test_what_ends_before_anything_is_computed_leaves_no_folder_and_takes_nothing_of_others(tmp_path):
     folder = tmp_path / "a" / "b" / "run"
     (tmp_path / "a").mkdir()
-    with pytest.raises(UserError), claimed(folder, []):
-        (folder / "config.yaml").write_text("seed: 1")
-        (folder / "checkpoints").mkdir()
-        raise UserError("no")
+    with pytest.raises(UserError):
+        ended_early(folder, UserError("no"), "config.yaml", "splits.json")
+    with pytest.raises(KeyboardInterrupt):
+        ended_early(folder, KeyboardInterrupt())
     assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
-    with pytest.raises(KeyboardInterrupt), claimed(folder, []):
-        (folder / "metrics.csv").write_text("step")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        ended_early(folder, KeyboardInterrupt(), "metrics.csv")
     assert (folder / "metrics.csv").exists()
-    with pytest.raises(UserError), claimed(folder, []):  # it was there before
-        raise UserError("no")
+    with pytest.raises(UserError):  # it was there before
+        ended_early(folder, UserError("no"))
     assert [path.name for path in folder.iterdir()] == ["metrics.csv"]
 
 
@@ -163,9 +169,7 @@ def test_ranks_without_a_name_in_common_need_a_run_name(names):
     ids=str,
 )  # fmt: skip
 def test_devices_that_are_not_there_are_refused(options, names):
-    (option,) = (
-        name for name in ("num_nodes", "devices") if name in options and (name, options[name]) != ("devices", 1)
-    )
+    option = "num_nodes" if "num_nodes" in options else "devices"
     with pytest.raises(UserError, match=f"trainer.{option}="):
         refuse_impossible_devices({"accelerator": "cpu", "num_nodes": 1} | options)
     refuse_impossible_devices({"accelerator": "cpu", "num_nodes": 1, "devices": "2"})
@@ -191,7 +195,7 @@ def test_refused_commands_leave_nothing_and_commands_at_once_get_folders_of_thei
         assert list(tmp_path.rglob("*")) == [], words
     started = [start("train", *QUICK, "test=false", f"output={tmp_path}", cwd=tmp_path) for _ in range(2)]
     for process in started:
-        output, errors = process.communicate(timeout=240)
+        _, errors = process.communicate(timeout=240)
         assert process.returncode == 0, errors
     assert len(list(tmp_path.glob("digits-softmax/*/checkpoints/last.ckpt"))) == 2
 
@@ -226,7 +230,7 @@ def test_where_a_rank_dies_all_end_with_a_clear_last_line_and_the_folder_can_be_
     started = ranks(process.pid)
     assert started
     os.kill(process.pid if victim == "first" else started[-1], signal.SIGKILL)
-    output, errors = process.communicate(timeout=60)  # until the last rank has let go of the streams
+    _, errors = process.communicate(timeout=60)  # until the last rank has let go of the streams
     assert process.returncode == (-signal.SIGKILL if victim == "first" else 1)
     last = errors.strip().splitlines()[-1]
     assert "so all end; what is done is kept in" in last
@@ -237,8 +241,10 @@ def test_where_a_rank_dies_all_end_with_a_clear_last_line_and_the_folder_can_be_
 @pytest.mark.process
 def test_a_log_gets_lines_and_an_interrupted_evaluation_says_what_is_kept(tmp_path):
     train(config_of("train", *QUICK, "test=false"), tmp_path / "run", command=[])
-    words = (f"checkpoint={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}", "evaluation.checks=0", "run_name=e",
-             "attack=[fgsm,pgd]", "data.eval_batch_size=20", "attack.pgd.steps=1000000", f"output={tmp_path}")  # fmt: skip
+    words = (
+        f"checkpoint={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}", "evaluation.checks=0", "run_name=e",
+        "attack=[fgsm,pgd]", "data.eval_batch_size=20", "attack.pgd.steps=1000000", f"output={tmp_path}",
+    )  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "-m", "robustfg.evaluate", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         preexec_fn=obey_interrupts,

@@ -336,8 +336,8 @@ def test_rows_are_kept_where_it_is_stopped_or_a_loader_dies(checkpoint, mixed, t
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
         if case == "loader":
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            os.kill(int(children[0]), signal.SIGKILL)
+            loaders = ["pgrep", "-P", str(process.pid), "-f", "robustfg.predict"]
+            os.kill(int(subprocess.run(loaders, capture_output=True, text=True).stdout), signal.SIGKILL)
         else:
             process.send_signal(getattr(signal, f"SIG{case}"))
         _, errors = process.communicate(timeout=120)
