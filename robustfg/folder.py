@@ -1,5 +1,6 @@
 """The folder of a run: where it lies, which process group holds it, and what it was asked for."""
 
+import atexit
 import errno
 import fcntl
 import json
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from robustfg.config import from_yaml
 from robustfg.errors import UserError
@@ -64,7 +66,7 @@ def claimed(folder: Path, command: Sequence[str]) -> Iterator[None]:
     if not is_first():
         yield
         return
-    created = [place for place in (folder, *folder.parents) if not place.exists()]
+    created = _missing(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(folder)
@@ -77,16 +79,34 @@ def claimed(folder: Path, command: Sequence[str]) -> Iterator[None]:
         yield
     except BaseException as error:
         worthless = UNBEGUN if isinstance(error, UserError) else {CLAIM}
-        if created and {*os.listdir(folder)} <= worthless and not any(folder.glob("checkpoints/*")):
-            shutil.rmtree(folder, ignore_errors=True)
-            for place in created[1:]:
-                with suppress(OSError):
-                    place.rmdir()
+        if not any(folder.glob("checkpoints/*")):
+            _remove(created, worthless)
         raise
     finally:
         with suppress(OSError):
             (folder / CLAIM).unlink()
         os.close(descriptor)
+
+
+class SweepFolder(Callback):
+    """Removes a multirun's folder at the end where no job has left anything beside Hydra's own note."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        atexit.register(_remove, _missing(Path(config.hydra.sweep.dir).absolute()), {"multirun.yaml"})
+
+
+def _missing(folder: Path) -> list[Path]:
+    """A folder and those above it, as far as there are none."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _remove(created: Sequence[Path], worthless: set[str]) -> None:
+    """Removes folders that this command has created where they hold nothing else, the deepest first."""
+    with suppress(OSError):
+        if created and {*os.listdir(created[0])} <= worthless:
+            shutil.rmtree(created[0])
+            for place in created[1:]:
+                place.rmdir()
 
 
 def refuse_held(folder: Path) -> None:

@@ -57,7 +57,7 @@ def refuse_impossible_devices(trainer: Mapping[str, Any]) -> None:
     if accelerator in ("gpu", "cuda") and not torch.accelerator.is_available():
         raise UserError(f"trainer.accelerator={accelerator}: no GPU is found here; set trainer.accelerator=cpu")
     if accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available()):
-        count = {"auto": 1}.get(devices, devices) if isinstance(devices, str) else devices
+        count: Any = 1 if devices == "auto" else devices
         if isinstance(count, bool) or not str(count).isdecimal() or int(count) < 1:
             raise UserError(f"trainer.devices={devices}: on a CPU it is a number of processes, at least 1")
         if int(count) > CROWD * (os.cpu_count() or 1):
@@ -90,8 +90,9 @@ class Starter:
         parent, pid = multiprocessing.parent_process(), os.getppid()
         if parent is not None:
             return lambda: not parent.is_alive()
-        by_lightning = not is_first() and os.environ.get(_STARTER) == str(pid)
-        if by_lightning or "TORCHELASTIC_RUN_ID" in os.environ:
+        if not is_first() and _STARTER in os.environ:  # by Lightning; it may have died before this line
+            return lambda: os.getppid() != int(os.environ[_STARTER])
+        if "TORCHELASTIC_RUN_ID" in os.environ:
             return lambda: os.getppid() != pid
         return None
 
