@@ -12,6 +12,10 @@ from robustfg.attacks import Attack
 from robustfg.training.callbacks import clock
 
 
+QUIET = 60.0
+"""Seconds after which a log gets a line in the middle of an attack on a batch."""
+
+
 class AttackProgress:
     """Counts forward passes of all batches, so that the time left can be told.
 
@@ -25,7 +29,8 @@ class AttackProgress:
 
     def __init__(self, attacks: list[Attack], batches: int, *, enabled: bool) -> None:
         self.batches, self.finished = batches, 0
-        self.total, self.began = batches * sum(attack.passes for attack in attacks), time.monotonic()
+        self.total = batches * sum(attack.passes for attack in attacks)
+        self.began = self.told = time.monotonic()
         self.bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -53,6 +58,8 @@ class AttackProgress:
         def step(module: nn.Module, inputs: Any) -> None:
             self.finished = min(self.finished + 1, end)
             self.bar.update(self.task, completed=self.finished)
+            if self.lines and time.monotonic() - self.told > QUIET:
+                self._tell(what)
 
         hook = model.register_forward_pre_hook(step)
         try:
@@ -62,9 +69,14 @@ class AttackProgress:
             self.finished = end
             self.bar.update(self.task, completed=end)
         if self.lines:
-            spent = time.monotonic() - self.began
-            left = spent * (self.total - end) / max(end, 1)
-            print(f"{what}: {100 * end // self.total} % after {clock(spent)}, about {clock(left)} left", flush=True)
+            self._tell(what)
+
+    def _tell(self, what: str) -> None:
+        """Prints a line on how far it is."""
+        self.told = time.monotonic()
+        spent, share = self.told - self.began, self.finished / max(self.total, 1)
+        left = clock(spent * (1 - share) / share) if share else "unknown time"
+        print(f"{what}: {int(100 * share)} % after {clock(spent)}, about {left} left", flush=True)
 
     def stop(self) -> None:
         self.bar.stop()
