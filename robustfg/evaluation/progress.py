@@ -11,7 +11,6 @@ from torch import nn
 from robustfg.attacks import Attack
 from robustfg.training.callbacks import clock
 
-
 QUIET = 60.0
 """Seconds after which a log gets a line in the middle of an attack on a batch."""
 
