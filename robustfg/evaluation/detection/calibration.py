@@ -14,6 +14,7 @@ from robustfg.attacks import FeatureBank
 from robustfg.attacks.freeze import attackable
 from robustfg.data.datamodule import DataModule
 from robustfg.detectors import Detector, Watched, fit, threshold_at
+from robustfg.errors import UserError
 from robustfg.evaluation.detection.contents import Contents, splits_of_files
 from robustfg.evaluation.gather import gathered
 from robustfg.types import Batch
@@ -86,6 +87,9 @@ def _read(watched: Watched, batches: Iterable[Batch]) -> Calibration:
         output = watched(batch.image)
         right = output.logits.argmax(1) == batch.label
         scores = torch.stack([output.scores[name] for name in names], 1)
+        for name, score in zip(names, scores.unbind(1), strict=True):
+            if not bool(score.isfinite().all()):
+                raise UserError(f"detector.{name}: its score of a validation image is not finite: no threshold follows")
         near = -2 * output.logits.amax(1)
         told = (batch.index, batch.label, scores.float(), near, output.embedding.float())
         parts.append(tuple(column[right].cpu() for column in told))
