@@ -1,6 +1,5 @@
 """Fitted and calibrated detectors as a file of plain data."""
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from robustfg.detectors.base import Detector
 from robustfg.detectors.threshold import threshold_at
 from robustfg.errors import UserError
+from robustfg.files import write_atomically
 from robustfg.plain_data import read_plain
 
 VERSION = 2
@@ -46,7 +46,6 @@ class Fitted:
 
     def write(self, path: str | Path) -> None:
         """Writes tensors and plain containers, beside and renamed."""
-        path = Path(path)
         content = {
             "robustfg_detectors": VERSION,
             "nodes": {name: dict(node) for name, node in self.nodes.items()},
@@ -54,10 +53,8 @@ class Fitted:
             "calibration": {name: scores.detach().cpu() for name, scores in self.calibration.items()},
             "about": dict(self.about),
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f"{path.name}.tmp{os.getpid()}")
-        torch.save(content, beside)
-        beside.replace(path)
+        with write_atomically(path) as file:
+            torch.save(content, file)
 
     @classmethod
     def read(cls, path: str | Path, build: Callable[[Mapping[str, Any], str], Detector]) -> "Fitted":

@@ -1,5 +1,6 @@
 """The robustness evaluation as a Lightning callback, exact on any number of processes."""
 
+import contextlib
 import functools
 import json
 import shutil
@@ -35,9 +36,11 @@ from robustfg.evaluation.pace import Pace
 from robustfg.evaluation.progress import AttackProgress
 from robustfg.evaluation.records import CLEAN, RecordStore, table_of, write_table
 from robustfg.evaluation.regions import Annotations, Regions
+from robustfg.evaluation.remarks import finite
 from robustfg.evaluation.rounds import measure_attack
 from robustfg.evaluation.separation import Embeddings
 from robustfg.evaluation.summary import numbers_of
+from robustfg.files import write_text
 from robustfg.types import Batch
 
 
@@ -89,6 +92,7 @@ class RobustnessEvaluation(pl.Callback):
         self.split, self.perturbations, self.gallery, self.checks = split, perturbations, gallery, checks
         self.detection = detection
         self.summary: dict[str, Any] | None = None
+        self.handler: Any = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         _data(trainer).evaluated = self.split
@@ -113,10 +117,10 @@ class RobustnessEvaluation(pl.Callback):
         confusion = functools.cache(lambda: confusion_of(cast(Evaluated, pl_module), data, pl_module.device))
         self.attacks = {name: attack.told(confusion) for name, attack in self.given.items()}
         if threading.current_thread() is threading.main_thread():  # rows are safe: leave at once, without collectives
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+            self.handler = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         self.store = RecordStore(self.folder, trainer.global_rank, prints)
         self.train_mode = sum(module.training for module in pl_module.modules())
-        self.probabilities, self.weights = 0, weights
+        self.probabilities, self.unfit, self.weights = 0, 0, weights
         self.annotations = Annotations(data.source, data.samples(self.split).split, data.fit_square)
         self.embeddings = Embeddings()
         self.pace: Pace | None = None
@@ -135,7 +139,8 @@ class RobustnessEvaluation(pl.Callback):
             regions = self.annotations.of(batch)
             clean, found = measure_clean(self.watch.judged, batch, regions)
             self._add(clean)
-            self.embeddings.add(found["embedding"], batch.label, batch.index)
+            self.embeddings.add(found["embedding"].nan_to_num(0.0, 0.0, 0.0), batch.label, batch.index)
+            self.unfit += int((~found["embedding"].isfinite().all(1)).sum())
             logits = found["logits"]
             self.probabilities += int(((logits >= 0).all(1) & ((logits.sum(1) - 1).abs() < 1e-4)).sum())
             self.pace = self.pace or Pace.of(self.watch.judged, batch.image)
@@ -172,7 +177,8 @@ class RobustnessEvaluation(pl.Callback):
         summary = self._summary(table, facts, trainer, embedding)
         if trainer.is_global_zero:  # what an earlier evaluation left here
             shutil.rmtree(self.folder / "perturbations", ignore_errors=True)
-            (self.folder / "gallery.npz").unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self.folder / "gallery.npz").unlink(missing_ok=True)
         trainer.strategy.barrier("earlier files removed")
         worst = claimed(gathered(self.store.worst_margins(world)), trainer.global_rank)
         if self.perturbations:
@@ -181,18 +187,26 @@ class RobustnessEvaluation(pl.Callback):
         if trainer.is_global_zero:
             self.watch.write(self.folder)
             write_table(table, self.folder / "records.parquet")
-            beside = self.folder / "summary.tmp"
-            beside.write_text(json.dumps(summary, indent=1) + "\n")
-            beside.replace(self.folder / "summary.json")
+            write_text(self.folder / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
             self.summary = summary
         trainer.strategy.barrier("evaluation written")
         self.store.discard(world)
         numbers = {"clean": summary["clean"], "robust": summary["worst_case"]} | summary["attacks"]
         pl_module.log_dict({f"test/{name}_accuracy": float(part["accuracy"]) for name, part in numbers.items()})
 
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self._give_back()
+
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if hasattr(self, "progress"):
             self.progress.stop()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """The process's own answer to SIGTERM."""
+        if self.handler is not None:
+            signal.signal(signal.SIGTERM, self.handler)
+            self.handler = None
 
     def _attack(
         self, model: Classify, attack: Attack, batch: Batch, logits: Tensor, regions: Regions | None, *, keep: bool
@@ -209,13 +223,14 @@ class RobustnessEvaluation(pl.Callback):
             self.store.add(*unit)
 
     def _add(self, rows: list[dict[str, Any]]) -> None:
-        self.store.add([row for row in rows if (row["attack"], row["index"]) not in self.store.done], [])
+        if new := [row for row in rows if (row["attack"], row["index"]) not in self.store.done]:
+            self.store.add(new, [])
 
     def _facts(self, trainer: pl.Trainer, model: Evaluated) -> Facts:
         counted = round(float(model.test_accuracy.compute()) * len(_data(trainer).positions[self.split]))
-        train_mode, probabilities = total([self.train_mode, self.probabilities])
+        train_mode, probabilities, unfit = total([self.train_mode, self.probabilities, self.unfit])
         same_precision = str(trainer.precision) == "32-true"
-        return Facts(int(train_mode), int(probabilities), counted if same_precision else None)
+        return Facts(int(train_mode), int(probabilities), counted if same_precision else None, int(unfit))
 
     def _summary(
         self, table: Any, facts: Facts, trainer: pl.Trainer, embedding: Mapping[str, Any] | None
@@ -233,10 +248,11 @@ class RobustnessEvaluation(pl.Callback):
             "world_size": trainer.world_size,
         }
         distances = self.embeddings.distances(len(data.classes))
-        return head | numbers_of(
+        numbers = numbers_of(
             table, self.attacks, probe=self.probe, watch=self.watch, facts=facts, source=data.source,
             distances=distances, embedding=embedding, checked=bool(self.checks),
         )  # fmt: skip
+        return finite(head | numbers)
 
     def _write_gallery(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, table: Any, worst: dict[int, float]

@@ -14,6 +14,7 @@ from robustfg.data.samples import Samples
 from robustfg.evaluation.aggregation import correct_per_sample
 from robustfg.evaluation.measure import Classify
 from robustfg.evaluation.records import CLEAN, Perturbation, column
+from robustfg.files import write_atomically
 
 
 def shown_in_gallery(
@@ -57,16 +58,18 @@ def write_gallery(
     shown = [broken[index] for index in sorted(broken)]
     delta = np.stack([p.delta / 255 if p.delta.dtype == np.int8 else p.delta for p in shown]).astype(np.float32)
     clean = torch.stack([samples[where[p.index]].image for p in shown])
-    np.savez_compressed(
-        path,
-        index=[p.index for p in shown],
-        label=[int(samples.labels[where[p.index]]) for p in shown],
-        prediction=[_prediction(table, p) for p in shown],
-        attack=[p.attack for p in shown],
-        clean=clean.numpy(),
-        delta=delta,
-        **_maps(model, clean.to(device), (clean + torch.from_numpy(delta)).clamp(0, 1).to(device)),
-    )
+    maps = _maps(model, clean.to(device), (clean + torch.from_numpy(delta)).clamp(0, 1).to(device))
+    with write_atomically(path) as file:
+        np.savez_compressed(
+            file,
+            index=[p.index for p in shown],
+            label=[int(samples.labels[where[p.index]]) for p in shown],
+            prediction=[_prediction(table, p) for p in shown],
+            attack=[p.attack for p in shown],
+            clean=clean.numpy(),
+            delta=delta,
+            **maps,
+        )
 
 
 def _maps(model: Classify, clean: Tensor, attacked: Tensor) -> dict[str, Any]:

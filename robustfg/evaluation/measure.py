@@ -50,6 +50,9 @@ def verdicts(model: Classify, image: Tensor, label: Tensor, regions: Regions | N
             "the model's outputs are not finite, so no accuracy can be told: the weights are damaged, or there are "
             "images, such as an attack's, that the model has no answer to"
         )
+    for name, score in output.scores.items():
+        if bool(score.isnan().any()):
+            raise UserError(f"detector.{name}: its score of an image is NaN, which no threshold accepts or rejects")
     found = {
         "logits": output.logits,
         "embedding": output.embedding,

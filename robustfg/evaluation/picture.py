@@ -11,6 +11,7 @@ from robustfg.data.splits import balanced_subset
 from robustfg.evaluation.gather import gathered
 from robustfg.evaluation.scatter import Scatter, scatter_of
 from robustfg.evaluation.separation import Embeddings
+from robustfg.files import write_atomically
 
 POINTS = 2000
 """Most samples shown."""
@@ -47,14 +48,15 @@ def write_picture(embeddings: Embeddings, num_classes: int, path: Path | None) -
     points, labels, ids = (np.concatenate(column) for column in zip(*gathered(share), strict=True))
     if path is not None:
         order = np.argsort(ids)
-        np.savez_compressed(
-            path,
-            points=points[order],
-            label=labels[order],
-            index=ids[order],
-            means=means.float().numpy(),
-            axes="embedding" if flat else "discriminant",
-        )
+        with write_atomically(path) as file:
+            np.savez_compressed(
+                file,
+                points=points[order],
+                label=labels[order],
+                index=ids[order],
+                means=means.float().numpy(),
+                axes="embedding" if flat else "discriminant",
+            )
 
 
 def _among(index: Tensor, ids: NDArray[np.int64]) -> Tensor:

@@ -60,5 +60,5 @@ def numbers_of(
         **blocks,
         "checks": [check.as_dict() for check in (*checks, *further)],
         "verdict": about_classifier,
-        "remarks": remarks_of(table, counts, len(source.classes), checks),
+        "remarks": remarks_of(table, counts, len(source.classes), checks, facts),
     }

@@ -1,13 +1,17 @@
 """report.html: one self-contained page about a run, from the files in its folder."""
 
+import csv
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
+from robustfg.errors import UserError
+from robustfg.files import write_text
 from robustfg.reporting import checks, detection, embedding, evidence, unknown
 from robustfg.reporting.broken import gallery, shown_map
 from robustfg.reporting.embedding_figures import latent_picture, laws_picture, reliability_picture, shown_axes
@@ -18,7 +22,10 @@ from robustfg.reporting.table import rows_of
 def write_page(folder: Path) -> Path:
     """Writes ``robustness/report.html`` of a run's folder and returns its path. Needs no network to be read."""
     robustness = folder / "robustness"
-    summary = json.loads((robustness / "summary.json").read_text())
+    with _readable(robustness / "summary.json") as path:
+        summary = json.loads(path.read_text())
+    with _readable(folder / "metrics.csv") as path:
+        curves = training_curves(path)
     environment = Environment(
         loader=PackageLoader("robustfg.reporting", "."), autoescape=select_autoescape(default=True)
     )
@@ -29,7 +36,7 @@ def write_page(folder: Path) -> Path:
         interval=_interval,
         checks=checks,
         bars=accuracy_bars(summary),
-        curves=training_curves(folder / "metrics.csv"),
+        curves=curves,
         gallery=gallery(robustness / "gallery.npz", summary["classes"]),
         shown_map=shown_map(robustness / "gallery.npz"),
         evidence=evidence,
@@ -44,10 +51,17 @@ def write_page(folder: Path) -> Path:
         origin=_origin(folder),
     )
     page = robustness / "report.html"
-    beside = page.with_suffix(".tmp")
-    beside.write_text(html, encoding="utf-8")
-    beside.replace(page)
+    write_text(page, html)
     return page
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[Path]:
+    """A damaged file in one line that names it; the evaluation is written by then."""
+    try:
+        yield path
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+        raise UserError(f"{path} cannot be read ({error}): mend or remove it, and evaluate again") from error
 
 
 def title_of(summary: Mapping[str, Any]) -> str:
@@ -67,7 +81,11 @@ def _origin(folder: Path) -> list[tuple[str, str]]:
     path = folder / "provenance.json"
     if not path.is_file():
         return []
-    origin = json.loads(path.read_text())
+    with _readable(path):
+        return _rows(json.loads(path.read_text()))
+
+
+def _rows(origin: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("command", shlex.join(origin["command"])),
         ("time", origin["time"]),

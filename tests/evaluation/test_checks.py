@@ -10,7 +10,7 @@ from torch import nn
 from toy import data_module, evaluate, row, suite
 
 from robustfg.attacks import APGD, L1, L1APGD, L2, CrossEntropy, GradientAttack, Linf, Margin, Steepest
-from robustfg.evaluation.checks import counted_check
+from robustfg.evaluation.checks import Facts, counted_check
 from robustfg.evaluation.checks.probes import largest_balls, reference_attacks
 from robustfg.evaluation.records import CLEAN, table_of
 from robustfg.evaluation.remarks import remarks_of
@@ -176,7 +176,7 @@ def remarks(labels, correct, robust, classes):
     rows = [row(i, CLEAN, 0, True, label=label) for i, label in enumerate(labels)]
     n = len(labels)
     counts = {"n": n, "clean": counted(correct, n), "worst_case": counted(robust, n)}
-    return " ".join(remarks_of(table_of(rows), counts, classes, []))
+    return " ".join(remarks_of(table_of(rows), counts, classes, [], Facts(0, 0, None)))
 
 
 def test_an_accuracy_no_better_than_guessing_is_said_beside_the_verdict():

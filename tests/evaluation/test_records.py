@@ -2,7 +2,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from toy import row
 
-from robustfg.evaluation.records import CLEAN, Perturbation, RecordStore, table_of, write_table
+from robustfg.evaluation.records import CLEAN, GROUP, Perturbation, RecordStore, table_of, write_table
 
 PRINTS = {CLEAN: "c", "a": "x", "b": "y"}
 
@@ -52,6 +52,19 @@ def test_perturbations_come_back_from_parquet_as_they_were(tmp_path):
     read = {r["index"]: np.frombuffer(r["delta"], r["dtype"]).reshape(r["shape"]) for r in rows}
     assert np.array_equal(read[1], np.full((3, 2, 2), 3, np.int8))
     assert np.array_equal(read[2], delta)
+
+
+def test_perturbations_are_written_in_groups_of_bounded_size(tmp_path, monkeypatch):
+    store = RecordStore(tmp_path / "r", 0, PRINTS)
+    store.add([], [broken(i, -1.0, value=i) for i in range(100)])
+    for size, groups in ((GROUP, 1), (12 * 30, 4)):
+        monkeypatch.setattr("robustfg.evaluation.records.GROUP", size)
+        store.write_perturbations(tmp_path / "p", 1, dict.fromkeys(range(100), -1.0))
+        file = pq.ParquetFile(tmp_path / "p" / "part-00000.parquet")
+        assert file.num_row_groups == groups
+        assert [row["index"] for row in file.read().to_pylist()] == list(range(100))
+    store.write_perturbations(tmp_path / "none", 1, {})
+    assert pq.read_table(tmp_path / "none").num_rows == 0
 
 
 def test_discard_leaves_nothing_unfinished(tmp_path):

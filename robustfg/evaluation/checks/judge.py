@@ -41,6 +41,8 @@ class Facts:
     """Samples whose outputs were probabilities instead of logits."""
     test_correct: int | None
     """Correct samples as counted by the test loop itself; None where it ran in another precision."""
+    embeddings_not_finite: int = 0
+    """Samples whose embedding holds NaN or infinity."""
 
 
 def judge(table: pa.Table, attacks: Mapping[str, Attack], facts: Facts) -> list[Check]:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import pytorch_lightning as pl
 import torch
@@ -12,8 +13,9 @@ from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import FeatureBank
 from robustfg.attacks.freeze import attackable
 from robustfg.data.datamodule import DataModule
-from robustfg.detectors import Watched, fit, threshold_at
-from robustfg.evaluation.detection.contents import Contents
+from robustfg.detectors import Detector, Watched, fit, threshold_at
+from robustfg.errors import UserError
+from robustfg.evaluation.detection.contents import Contents, splits_of_files
 from robustfg.evaluation.gather import gathered
 from robustfg.types import Batch
 
@@ -55,15 +57,21 @@ class Calibration:
 def calibrated(watched: Watched, trainer: pl.Trainer, data: DataModule, contents: Contents) -> Calibration:
     """Fits the detectors on the un-augmented training split, then reads them; every process sees its share.
 
-    The validation split is one that no detector was fitted on, though ``best.ckpt`` was chosen by it. The images of
-    both are noted in ``contents``.
+    The validation split is one that no detector was fitted on, though ``best.ckpt`` was chosen by it. The images that
+    were read are noted in ``contents``. Files of the training split are not decoded where no detector learns from them.
     """
     with exact_arithmetic(), attackable(watched), torch.no_grad():
-        survey = contents.passing("train", data.survey_dataloader())
-        fit(watched, there(trainer, survey), gathered)
-        deque(survey, maxlen=0)  # where no detector learns, nobody has drawn what the classifier learned from
+        if learns(watched) or splits_of_files(data) is None:
+            survey = contents.passing("train", data.survey_dataloader())
+            fit(watched, there(trainer, survey), gathered)
+            deque(survey, maxlen=0)  # where no detector learns, nobody has drawn them
         watched.to(trainer.strategy.root_device).eval()
         return _read(watched, there(trainer, contents.passing("val", data.val_dataloader())))
+
+
+def learns(watched: Watched) -> bool:
+    """Whether any detector looks at the training split."""
+    return any(cast(Detector, module).fit() is not None for module in watched.detectors.values())
 
 
 def there(trainer: pl.Trainer, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -79,6 +87,9 @@ def _read(watched: Watched, batches: Iterable[Batch]) -> Calibration:
         output = watched(batch.image)
         right = output.logits.argmax(1) == batch.label
         scores = torch.stack([output.scores[name] for name in names], 1)
+        for name, score in zip(names, scores.unbind(1), strict=True):
+            if not bool(score.isfinite().all()):
+                raise UserError(f"detector.{name}: its score of a validation image is not finite: no threshold follows")
         near = -2 * output.logits.amax(1)
         told = (batch.index, batch.label, scores.float(), near, output.embedding.float())
         parts.append(tuple(column[right].cpu() for column in told))

@@ -1,6 +1,7 @@
 """The detectors' part in a robustness evaluation: fit, calibrate, attack together, and tell what came of it."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from robustfg.evaluation.checks.probes import largest_balls
 from robustfg.evaluation.detection import checks
 from robustfg.evaluation.detection.attackers import FORCED, SEMI_WHITE_BOX, WHITE_BOX, joint_attacks, scale_of
 from robustfg.evaluation.detection.calibration import calibrated
-from robustfg.evaluation.detection.contents import Contents
+from robustfg.evaluation.detection.contents import Contents, files_of
 from robustfg.evaluation.detection.half_epsilon import best_known
 from robustfg.evaluation.detection.operating import needed
 from robustfg.evaluation.detection.options import Detection
@@ -113,8 +114,7 @@ class Watch(Unwatched):
         self, table: pa.Table, suite: Mapping[str, Any], also: Mapping[str, Attack], verdict: str, *, checked: bool
     ) -> tuple[dict[str, Any], list[Check]]:
         known = best_known(self.threat, suite, self.detection.half_epsilon, cast("str | None", self.about.get("data")))
-        contents = self.contents.seen()
-        hygiene = checks.split_hygiene(contents, {split: self.data.keys(split) for split in contents})
+        hygiene = self._hygiene()
         alone = self.suite | dict(also)
         counted = [name for name, attack in alone.items() if within(attack.threat, self.threat)]
         found, everything = {}, {}
@@ -138,6 +138,17 @@ class Watch(Unwatched):
             "detectors": found,
         }
         return {"detection": block} | self.unknown.told(table), checks.united(everything)
+
+    def _hygiene(self) -> Check:
+        """By the pixels of the images that were read; of a training split that no detector read, by files' bytes."""
+        contents = self.contents.seen()
+        pixels = checks.split_hygiene(contents, {split: self.data.keys(split) for split in contents})
+        if "train" in contents:
+            return pixels
+        files = files_of(self.data)
+        found = checks.split_hygiene(files, {split: self.data.keys(split) for split in files})
+        worse = pixels if pixels.status == "fail" else found
+        return replace(worse, detail=f"{worse.detail}; training images are compared by their files' bytes")
 
     def _attackers(self, name: str, alone: list[str]) -> Attackers:
         """Who attacked a detector; ``alone``: attacks on the classifier alone that count."""
