@@ -95,8 +95,9 @@ def warn_of_attempts(dead: Tensor, margin: Tensor) -> None:
     """
     if bool(dead.any()):
         warnings.warn(
-            f"the first gradient of {int(dead.sum())} of {len(dead)} images is zero or not finite, so this attack proves "
-            "little: the model detaches, rounds or saturates; try the margin objective, attacks.differentiable or Square",
+            f"the first gradient of {int(dead.sum())} of {len(dead)} images is zero or not finite, so this attack "
+            "proves little: the model detaches, rounds or saturates; try the margin objective, attacks.differentiable "
+            "or Square",
             stacklevel=3,
         )
     if bool((margin == torch.inf).any()):

@@ -31,7 +31,7 @@ class Engine:
 
     Args:
         fold: search on a private copy with batch norms folded, weights in channels-last layout and a cheaper gradient
-            of the first convolution; it is used only if its answers agree, and not for a model that draws random numbers.
+            of the first convolution; only if its answers agree, and not for a model that draws random numbers.
         autocast: half precision for the search, ``"bfloat16"`` or ``"float16"``. Worth it on GPUs only: on a CPU
             without such units it is twenty times slower.
         compile: asks for ``fixed_batch``. ``"cudagraphs"``: record the passes of the search's model as CUDA graphs,
@@ -122,20 +122,15 @@ class Run:
     """
 
     def __init__(
-        self,
-        engine: Engine,
-        itself: Model,
-        classes: int = 0,
-        key: tuple[int | str, ...] = (),
-        passes: int = FEW,
+        self, engine: Engine, itself: Model, classes: int = 0, key: tuple[int | str, ...] = (), passes: int = FEW,
         quick: Model | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.engine, self.itself, self.classes, self.key = engine, itself, classes, key
         self.own_word, self.copied = True, False
         self._quick, self._quickens = quick, quick is None and passes >= FEW and not isinstance(itself, AsItIs)
         self._type: torch.dtype | None = None
         self._asked = 0
-        self._spread: Tensor | float = 0.0
+        self._spread = torch.zeros(())
         self._passes: Counter[int] = Counter()
 
     def __call__(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
@@ -151,10 +146,9 @@ class Run:
         """One forward pass."""
         self.own_word = self._quick is None or self._asked < self.engine.samples
         self._asked += 1
-        if self.own_word:
-            return self._in_pieces(self._first if self._asked == 1 else self._own, image, index)
-        self.copied = True
-        return self._in_pieces(self._quickly, image, index)
+        self.copied |= not self.own_word
+        ask = self._quickly if not self.own_word else self._first if self._asked == 1 else self._own
+        return self._in_pieces(ask, image, index)
 
     @torch.no_grad()
     def again(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.engine import Run
+from robustfg.attacks.ledger import Ledger
 from robustfg.attacks.objectives import Objective
 from robustfg.types import Output, logits_of
 
@@ -25,6 +26,7 @@ class Referee:
     def __init__(self, run: Run, index: Tensor) -> None:
         self.run, self.index = run, index
         self.doubted = torch.zeros_like(index, dtype=torch.bool)
+        self._last: tuple[Tensor, Tensor] | None = None  # images and logits that a copy answered last
 
     def margins(
         self, image: Tensor, output: Output | Tensor, label: Tensor, decision: Objective, rows: Tensor
@@ -59,3 +61,42 @@ class Referee:
         if bool(otherwise.any()):
             self.doubted[rows[otherwise]] = True
             self.run.give_up()
+
+    def answered(self, image: Tensor, output: Output | Tensor, ledger: Ledger) -> None:
+        """Keeps what a copy said of every sample still attacked, ``(b, C, H, W)``, where no best image is kept."""
+        compared = ledger.minimum or not ledger.keeps
+        self._last = (image, logits_of(output)) if compared and not self.run.own_word else None
+
+    def keep(self, rows: Tensor) -> None:
+        """Lets the samples go that ``rows`` ``(n,)``, places among those still attacked, does not name."""
+        self._last = None if self._last is None else (self._last[0][rows], self._last[1][rows])
+
+    def conclude(self, rows: Tensor, label: Tensor, decision: Objective, ledger: Ledger) -> None:
+        """Asks the model itself about samples that end without a success on a copy.
+
+        Where the smallest margin is kept, about that image, which may be a success that the copy has not seen;
+        elsewhere about the image last asked about. In both cases the copy must have answered alike.
+
+        Args:
+            rows: ``(n,)`` places among the samples still attacked.
+            label: ``(b,)`` of those.
+            decision: positive where the attacker has won.
+            ledger: of the samples.
+        """
+        if not self.run.copied:
+            return
+        rows = rows[~ledger.now.fooled[rows]]
+        if not len(rows):
+            return
+        keeps = ledger.keeps and not ledger.minimum
+        image, index, seen = ledger.now.image[rows], self.index[ledger.rows[rows]], None
+        if not keeps and self._last is not None:
+            image, seen = self._last[0][rows], self._last[1][rows]
+        elif not self.run.own_word:
+            seen = logits_of(self.run.again(image, index))
+        own = self.run.own(image, index)
+        if seen is not None:
+            self.note(self.run.otherwise(logits_of(own), seen), ledger.rows[rows])
+        if keeps:
+            ledger.told(rows, -decision(own, label[rows]))
+        ledger.charge(torch.zeros_like(label).index_fill(0, rows, self.run.engine.samples))

@@ -90,9 +90,7 @@ class Search(Attack):
         again, _ = self._searched(model, task.part(rows), draws, restart, engine.exact())
         return _instead(found, rows, again)
 
-    def _searched(
-        self, model: Model, task: Task, draws: Draws, restart: int, engine: Engine
-    ) -> tuple[Attempt, Tensor]:
+    def _searched(self, model: Model, task: Task, draws: Draws, restart: int, engine: Engine) -> tuple[Attempt, Tensor]:
         """What a round finds, and for whom it must be repeated as it ran on a copy that answers otherwise, ``(B,)``."""
         with engine.running(model, task.image, task.classes, draws.key, self.passes // self.rounds) as run:
             options = self.victim_options()

@@ -72,7 +72,6 @@ class Victim:
         self._ledger = Ledger(task.image, threat, minimum=minimum, keeps=minimum or not stay)
         self._referee = Referee(run, task.index)
         self._watch = None if watch is None else Watch(watch, task.image)
-        self._last: tuple[Tensor, Tensor] | None = None  # images and logits that a copy answered last
         self._wide = self._ledger.now.margin.dtype
         self._steps, self._answered = 0, False
         self._waits = host_waits(task.image.device)
@@ -113,7 +112,7 @@ class Victim:
         if samples > 1:
             value, gradient, output = value / samples, gradient / samples, average(outputs)
         if seen_as is None:
-            self._answered_all(image.detach(), output)
+            self._referee.answered(image.detach(), output, self._ledger)
         if seen_as is not None:
             self.charge(samples)
         elif self._later is not None:
@@ -147,7 +146,7 @@ class Victim:
             output = self.run(image, self.index if of is None else self.index[of])
         told = mapped(output, torch.Tensor.detach)
         if of is None:
-            self._answered_all(image.detach(), told)
+            self._referee.answered(image.detach(), told, self._ledger)
         return output, self._remember(image.detach(), told, of)
 
     def pull(self, value: Tensor, image: Tensor, *, again: bool = False, needed: Tensor | None = None) -> Tensor:
@@ -196,9 +195,9 @@ class Victim:
         here, rows = len(mask), mask.nonzero().flatten()
         if len(rows) == here:
             return state
-        self._conclude((~mask).nonzero().flatten())
+        self._referee.conclude((~mask).nonzero().flatten(), self.label, self.decision, self._ledger)
         self._ledger.keep(rows)
-        self._last = None if self._last is None else (self._last[0][rows], self._last[1][rows])
+        self._referee.keep(rows)
         if self._later is not None:
             self._later.keep(rows)
         self.clean, self.label, self.index = self.clean[rows], self.label[rows], self.index[rows]
@@ -239,7 +238,8 @@ class Victim:
     def results(self) -> tuple[Tensor, ...]:
         """Of all ``B`` samples: image, margin, first_success, forwards, backwards, dead_gradient."""
         self._read()
-        self._conclude(torch.arange(len(self.label), device=self.label.device))
+        everyone = torch.arange(len(self.label), device=self.label.device)
+        self._referee.conclude(everyone, self.label, self.decision, self._ledger)
         found = self._ledger.all()
         return found.image, found.margin, found.first, found.forwards, found.backwards, found.dead
 
@@ -247,38 +247,6 @@ class Victim:
     def doubted(self) -> Tensor:
         """Of all ``B`` samples, for whom a copy has answered otherwise than the model."""
         return self._referee.doubted
-
-    def _conclude(self, rows: Tensor) -> None:
-        """Asks the model itself about samples that end without a success on a copy, by their places.
-
-        Where the smallest margin is kept, about that image, which may be a success that the copy has not seen;
-        elsewhere about the image last asked about. In both cases the copy must have answered alike.
-        """
-        if not self.run.copied or not len(rows):
-            return
-        now = self._ledger.now
-        rows = rows[~now.fooled[rows]]
-        if not len(rows):
-            return
-        keeps = self._ledger.keeps and not self._ledger.minimum
-        image = now.image[rows]
-        seen = None
-        if not keeps and self._last is not None:
-            image, seen = self._last[0][rows], self._last[1][rows]
-        elif not self.run.own_word:
-            seen = logits_of(self.run.again(image, self.index[rows]))
-        own = self.run.own(image, self.index[rows])
-        if seen is not None:
-            self._referee.note(self.run.otherwise(logits_of(own), seen), self._ledger.rows[rows])
-        passes = torch.zeros_like(self.label).index_fill(0, rows, self.run.engine.samples)
-        if keeps:
-            self._ledger.told(rows, -self.decision(own, self.label[rows]))
-        self._ledger.charge(passes)
-
-    def _answered_all(self, image: Tensor, output: Output | Tensor) -> None:
-        """Keeps what a copy answered last, to compare it when the samples leave."""
-        compared = self._ledger.minimum or not self._ledger.keeps
-        self._last = (image, logits_of(output)) if compared and not self.run.own_word else None
 
     def _finite(self, gradient: Tensor, *, owned: bool = True, needed: Tensor | None = None) -> Tensor:
         """The gradient with 0 where it is not finite; ``owned`` if nobody else holds it, so that it may be changed."""

@@ -44,8 +44,10 @@ def verdicts(model: Classify, image: Tensor, label: Tensor, regions: Regions | N
     Logits, embedding, prediction, correctness, margin, anomaly, ``softmax_scores``, the scores of detectors where they
     watch, and with ``regions`` the numbers of ``localise``.
     """
-    output, maps = model.explain(image) if regions is not None else (model(image), {})
-    if not bool(output.logits.isfinite().all()):
+    own = image.clone()  # which a model may write over
+    output, maps = model.explain(own) if regions is not None else (model(own), {})
+    logits = output.logits
+    if not bool(((logits < torch.inf).all(1) & (logits > -torch.inf).any(1)).all()):  # -inf: a class left out
         raise UserError(
             "the model's outputs are not finite, so no accuracy can be told: the weights are damaged, or there are "
             "images, such as an attack's, that the model has no answer to"
@@ -63,7 +65,7 @@ def verdicts(model: Classify, image: Tensor, label: Tensor, regions: Regions | N
         **{SCORE + name: score for name, score in output.scores.items()},
         **(localise(maps, regions) if regions is not None else {}),
     }
-    near = found["margin"].abs() < borderline(output.logits.abs().amax(1))
+    near = found["margin"].abs() < borderline(logits.masked_fill(logits.isinf(), 0).abs().amax(1))
     for sample in near.nonzero().flatten().tolist() if len(label) > 1 else ():
         one = slice(sample, sample + 1)
         alone = verdicts(model, image[one], label[one], None if regions is None else regions[one])

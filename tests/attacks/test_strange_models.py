@@ -16,9 +16,26 @@ import torch
 from test_folding import Plain, images
 from torch import nn
 
-from robustfg.attacks import APGD, FAB, FMN, L2, PGD, Linf, Margin, Square
+from robustfg.attacks import (
+    APGD,
+    FAB,
+    FMN,
+    L2,
+    PGD,
+    CrossEntropy,
+    DifferenceOfLogitsRatio,
+    KullbackLeibler,
+    Linf,
+    Margin,
+    ScaledCrossEntropy,
+    Square,
+    TargetedDLR,
+    TopClasses,
+)
 from robustfg.errors import UserError
-from robustfg.types import decision_margin
+from robustfg.evaluation.checks.probes import deterministic, finite_difference
+from robustfg.evaluation.measure import verdicts
+from robustfg.types import Batch, Output, decision_margin
 
 EPSILON, STEPS = 3 / 255, 8
 COUNT = 24
@@ -311,7 +328,7 @@ def test_weights_that_change_between_calls_are_those_attacked():
         label = model(image).argmax(1)
         expected = naive(model, image, label)
         (attempt,) = ATTACKS["pgd"].attempts(model, image, label)
-        assert (((attempt.margin < 0)) != expected).sum() <= 1
+        assert ((attempt.margin < 0) != expected).sum() <= 1
         assert torch.equal(model(attempt.image).argmax(1) != label, attempt.margin < 0)
         for parameter in model.parameters():
             parameter.data.mul_(1.05)
@@ -430,3 +447,64 @@ def test_a_copy_that_fails_in_a_later_pass_does_not_end_the_attack(monkeypatch):
     (attempt,) = ATTACKS["pgd"].attempts(model, image, label)
     assert calls.getvalue() == "x"
     assert ((attempt.margin < 0) != naive(model, image, label)).sum() <= 1
+
+
+class Judged(Masked):
+    """As an evaluation sees a model that leaves classes out and writes over its input."""
+
+    def forward(self, image):
+        logits = super().forward(image.mul_(1.0).add_(0.1))
+        return Output(logits=logits, embedding=logits[:, :3])
+
+    def anomaly(self, output):
+        return output.embedding.sum(1)
+
+
+def test_an_evaluation_takes_classes_left_out_as_none_and_keeps_its_images():
+    model, image = Judged().eval(), images(COUNT, seed=3) * 0.9
+    kept, label = image.clone(), torch.zeros(COUNT, dtype=torch.int64)
+    found = verdicts(model, image, label)
+    assert torch.equal(image, kept)
+    with torch.no_grad():
+        expected = model(kept.clone()).logits[:, :3]
+    assert torch.allclose(found["margin"], decision_margin(expected, label), atol=1e-5)
+    assert torch.equal(found["prediction"], expected.argmax(1))
+    assert not found["borderline"].all()
+    batch = Batch(image, label, label)
+    assert deterministic(model, batch).all()
+    assert finite_difference(model, batch).float().mean() > 0.5
+    assert torch.equal(image, kept)
+
+
+LOGITS = torch.tensor([[2.0, 1.0, -torch.inf, 0.5, -torch.inf], [1e30, -1e30, 0.0, 5e29, -torch.inf]])
+
+
+@pytest.mark.parametrize("objective", [ScaledCrossEntropy(), DifferenceOfLogitsRatio(), Margin(), CrossEntropy()])
+def test_classes_at_minus_infinity_are_no_classes_to_an_objective(objective):
+    label, keep = torch.tensor([0, 0]), torch.tensor([0, 1, 3])
+    whole, part = LOGITS[:1].requires_grad_(), LOGITS[:1, keep].requires_grad_()
+    assert torch.allclose(objective(whole, label[:1]), objective(part, label[:1]))
+    (slope,), (expected,) = (torch.autograd.grad(objective(x, label[:1]).sum(), x) for x in (whole, part))
+    assert torch.allclose(slope[:, keep], expected)
+    assert expected.abs().sum() > 0
+    large = LOGITS.clone().requires_grad_()
+    assert torch.autograd.grad(objective(large, label).sum(), large)[0].isfinite().all()
+
+
+def test_a_divergence_from_an_answer_with_classes_left_out_is_that_of_the_others():
+    clean, keep = LOGITS[:1].roll(1, 1), torch.tensor([1, 2, 4])
+    moved = (clean + torch.arange(5.0) / 10).requires_grad_()
+    assert torch.allclose(KullbackLeibler()(moved, clean), KullbackLeibler()(moved[:, keep], clean[:, keep]))
+    assert torch.autograd.grad(KullbackLeibler()(moved, clean).sum(), moved)[0].isfinite().all()
+
+
+def test_no_steps_are_taken_towards_a_class_that_is_left_out():
+    model, image = Masked().eval(), images(COUNT, seed=3)
+    label = model(image).argmax(1)
+    attack = APGD(
+        threat=Linf(epsilon=1 / 255), steps=5, objective=TargetedDLR(), targets=TopClasses(count=4), random_start=False
+    )
+    spent = [attempt.forwards for attempt in attack.attempts(model, image, label)]
+    assert (spent[0] > 0).any()
+    assert not (spent[2] > 0).any()
+    assert not (spent[3] > 0).any()

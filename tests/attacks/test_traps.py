@@ -6,7 +6,7 @@ import pytest
 import torch
 from every_preset import OURS, Tiny, composed, images, nodes, predicted, preset, register_schemas
 
-from robustfg.attacks import FAB, Margin
+from robustfg.attacks import FAB, Engine, Margin
 from robustfg.attacks.penalty import PenaltyAttack
 from robustfg.config import build
 
@@ -23,6 +23,7 @@ def test_the_stages_of_autoattack_take_as_many_steps_as_published():
     """torchattacks' AutoAttack runs APGD and FAB with 10 steps."""
     register_schemas()
     attack = build(composed("attack=autoattack", "epsilon=1e-6")["autoattack"], "attack.autoattack")
+    attack = attack.run_by(Engine(fold=False))  # a copy's word is asked again
     model, image = Tiny().eval(), images(1)  # six classes, so five targets; nobody is fooled so near
     attempts = list(attack.attempts(model, image, predicted(model, image)))
     backwards = [attempt.backwards.item() for attempt in attempts]
@@ -46,3 +47,20 @@ def test_a_sample_that_stands_comes_back_as_the_worst_image_seen_and_not_clean(n
     assert bool(((found - image).abs().amax((1, 2, 3)) > 1e-7).all())
     if name not in BLIND:
         assert bool((Margin()(model(found), label) > Margin()(model(image), label)).all())
+
+
+@pytest.mark.filterwarnings("ignore:.*first gradient of")
+@pytest.mark.parametrize("name", [entry.values[0] for entry in OURS])
+def test_images_and_weights_may_be_of_different_types(name):
+    for weights, pixels in ((torch.float64, torch.float32), (torch.float32, torch.float64), (torch.bfloat16,) * 2):
+        pixels = torch.float32 if pixels == torch.bfloat16 else pixels
+        model, image = Tiny().to(weights).eval(), images(4, dtype=pixels)
+        with torch.no_grad():
+            label = model(image.to(weights)).logits.argmax(1)
+        attack = preset(name, dtype=pixels)
+        (*_, attempt) = attack.attempts(model, image, label)
+        assert attempt.image.dtype == pixels
+        attack.threat.check(attempt.image, image)
+        fooled = model(attempt.image.to(weights)).logits.argmax(1) != label
+        looked = ~attempt.margin.isnan()
+        assert torch.equal(fooled[looked], attempt.margin[looked] < 0) or weights == torch.bfloat16  # by the batch
