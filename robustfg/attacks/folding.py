@@ -15,15 +15,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks.stem import Stem
+from robustfg.models.layout import Thinned, suits_channels_last
 from robustfg.types import logits_of
 
 AGREEMENT = 2e-5
 """Largest difference at which the copy is believed: of logits, relative to their spread, and of detectors' scores,
 relative to themselves."""
-NARROW = 4
-"""On a CPU convolutions with an output no wider stay in the usual layout, and so do their images: in channels-last
-layout oneDNN's AVX-512 kernels take three times as long there."""
-
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 """Where a module keeps those that listen to it."""
@@ -96,11 +93,10 @@ def _fingerprint(model: nn.Module) -> object:
 
 def _fold(model: nn.Module, image: Tensor) -> nn.Module | None:
     swaps: dict[nn.Module, nn.Module] = {}
-    on_cpu = image.device.type == "cpu"
     for norm, (convolution, width) in _convolutions_before_norms(model, image).items():
-        last = not on_cpu or width > NARROW
+        last = suits_channels_last(image.device, width)
         swaps[convolution], swaps[norm] = _fused(convolution, norm, channels_last=last), _rest(norm)
-    if on_cpu:
+    if image.device.type == "cpu":
         stems = [module for module in model.modules() if Stem.suits(module) and _unwatched(module)]
         swaps |= {stem: Stem(cast(nn.Conv2d, swaps.get(stem, stem))) for stem in stems}
     return _rebuilt(model, swaps, {}) if swaps else None
@@ -144,7 +140,8 @@ def _convolutions_before_norms(model: nn.Module, image: Tensor) -> dict[nn.Batch
 
 def _unwatched(module: nn.Module) -> bool:
     """Whether nobody listens to the module, or changes it before it is run, as the older ``weight_norm`` does."""
-    return not any(getattr(module, hooks) for hooks in HOOKS)
+    listening = (hook for hooks in HOOKS for hook in getattr(module, hooks).values())
+    return all(isinstance(hook, Thinned) for hook in listening)
 
 
 def _foldable(module: nn.Module) -> bool:
