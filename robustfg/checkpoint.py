@@ -1,5 +1,6 @@
 """Checkpoints: plain containers only, read without running anyone's code."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustfg.errors import UserError
+from robustfg.models.backbone import unused_names
 from robustfg.models.resizable import resize_to
 from robustfg.plain_data import read_plain
 
@@ -71,10 +73,12 @@ class Checkpoint:
         Parts that training may shrink, such as pruned prototypes, take on the checkpoint's sizes first.
         """
         resize_to(module, self.state)
-        own = module.state_dict()
+        own, unused = module.state_dict(), unused_names(module) & self.state.keys()
+        if unused:
+            warnings.warn(f"{self.option}={self.path}: {_listed(unused)} is not used and left out", stacklevel=2)
         differences = {
             "missing": own.keys() - self.state.keys(),
-            "unknown": self.state.keys() - own.keys(),
+            "unknown": self.state.keys() - own.keys() - unused,
             "of another shape": {k for k in own.keys() & self.state.keys() if own[k].shape != self.state[k].shape},
         }
         if found := [f"{_listed(names)} {what}" for what, names in differences.items() if names]:

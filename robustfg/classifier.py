@@ -21,6 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.models import Backbone
+from robustfg.models.layout import protect
 from robustfg.models.taps import with_layers
 from robustfg.training import Constant, PhaseChange, Phases, Regime, Schedule, Standard
 from robustfg.training.gather import gathered
@@ -60,6 +61,7 @@ class Classifier(pl.LightningModule):
     ) -> None:
         super().__init__()
         self.backbone, self.loss = backbone, loss
+        protect(backbone)  # a network of the user's own may be narrow and in channels-last layout as well
         self.regime, self.optimizer, self.schedule = regime or Standard(), optimizer, schedule or Constant()
         self.phases, self.seed, self.stored = phases, seed, stored or {}
         self.regime.refuse_loss(loss)

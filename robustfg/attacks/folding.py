@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustfg.attacks.stem import Stem
+from robustfg.models.layout import Thinned, suits_channels_last
 from robustfg.types import Output, logits_of
 
 AGREEMENT = 0.01
@@ -25,10 +26,6 @@ ROUNDING = 1e-4
 """Difference of logits that is always allowed, relative to the largest spread of the first answer."""
 TRIED = 4
 """Images that a new copy is tried on at once; all others are compared where they leave."""
-NARROW = 4
-"""On a CPU convolutions with an output no wider stay in the usual layout, and so do their images: in channels-last
-layout oneDNN's AVX-512 kernels take three times as long there."""
-
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
 """Where a module keeps those that listen to it."""
@@ -122,7 +119,7 @@ def _opaque(module: nn.Module) -> bool:
 def _fold(model: nn.Module, modules: list[nn.Module], pairs: Pairs, *, on_cpu: bool) -> nn.Module | None:
     swaps: dict[nn.Module, nn.Module] = {}
     for norm, (convolution, width) in pairs.items():
-        last = not on_cpu or width > NARROW
+        last = suits_channels_last(convolution.weight.device, width)
         swaps[convolution], swaps[norm] = _fused(convolution, norm, channels_last=last), _rest(norm)
     if on_cpu:
         stems = [module for module in modules if Stem.suits(module) and _unwatched(module)]
@@ -169,7 +166,8 @@ def _watched(modules: list[nn.Module]) -> Iterator[Pairs]:
 
 def _unwatched(module: nn.Module) -> bool:
     """Whether nobody listens to the module, or changes it before it is run, as the older ``weight_norm`` does."""
-    return not any(getattr(module, hooks) for hooks in HOOKS)
+    listening = (hook for hooks in HOOKS for hook in getattr(module, hooks).values())
+    return all(isinstance(hook, Thinned) for hook in listening)
 
 
 def _foldable(module: nn.Module) -> bool:

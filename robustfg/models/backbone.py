@@ -1,7 +1,8 @@
 """The backbone: any timm network as a map from images to features."""
 
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
@@ -9,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustfg.errors import UserError
+from robustfg.models.layout import arrange
 from robustfg.models.stride import keep_map_large
+from robustfg.models.unreached import drop, unreached
 from robustfg.models.weights import check_name, create
 from robustfg.types import pixels_checked
 
@@ -33,8 +36,14 @@ class Backbone(nn.Module):
             positions a side, and give a ViT smaller patches; 1 to leave the network as it is.
         options: further arguments of ``timm.create_model``, such as ``drop_path_rate``.
         num_classes: size of the network's own last layer; 0 for none, None for as published.
+        channels_last: memory layout of the convolutions' weights; ``"auto"`` leaves it to the network's widths
+            (``robustfg.models.layout``).
+
+    Parameters that the feature map does not depend on are left out: distributed training waits for their gradients in
+    vain. A state dict that has them is loaded without them.
 
     Attributes:
+        unreached: names of the parameters left out.
         channels: channels of the feature map.
         map_size: its height and width.
     """
@@ -54,6 +63,7 @@ class Backbone(nn.Module):
         smallest_map: int = 4,
         options: Mapping[str, Any] | None = None,
         num_classes: int | None = 0,
+        channels_last: Literal["auto"] | bool = "auto",
     ) -> None:
         super().__init__()
         check_name(name)
@@ -62,14 +72,19 @@ class Backbone(nn.Module):
         arguments = dict(options or {}) | _token_arguments(name, side, small)
         arguments |= {} if num_classes is None else {"num_classes": num_classes}
         self.network = create(name, pretrained=pretrained, weights=weights, **arguments)
-        self.network = self.network.to(memory_format=torch.channels_last)  # faster on CPUs and GPUs alike
         self.resize = resize
         if small and "img_size" not in arguments:
             keep_map_large(self.network, side, smallest_map)
         config = self.network.pretrained_cfg
         self.register_buffer("mean", torch.tensor(config.get("mean", (0.5,) * 3)).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config.get("std", (0.5,) * 3)).view(1, 3, 1, 1))
-        self.channels, *self.map_size = self._measure(name, image_size)
+        arrange(self.network, channels_last)
+        feature_map = self._measured(name, image_size)
+        self.channels, *self.map_size = feature_map.shape[1:]
+        self.unreached: tuple[str, ...] = ()
+        if num_classes == 0:  # with a head of its own everything is used
+            self._leave_out(unreached(self, feature_map), image_size)
+        self.register_load_state_dict_pre_hook(_without_unreached)
 
     def forward(self, image: Tensor) -> Tensor:
         """The feature map of a batch. Raises ``ValueError`` if an image leaves [0, 1]."""
@@ -85,26 +100,55 @@ class Backbone(nn.Module):
             image = F.interpolate(image, size=(self.resize, self.resize), mode="bilinear", antialias=False)
         return (image - self.mean) / self.std
 
-    def _as_map(self, features: Tensor) -> Tensor:
+    def _as_map(self, features: Any) -> Tensor:
+        if not isinstance(features, Tensor) or features.dim() not in (3, 4):
+            what = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+            raise UserError(f"its features are no single map or sequence of tokens but {what}")
         if features.dim() == 3:
-            tokens = features[:, getattr(self.network, "num_prefix_tokens", 0) :]
-            side = round(tokens.shape[1] ** 0.5)
+            side = math.isqrt(features.shape[1])
+            prefix = getattr(self.network, "num_prefix_tokens", features.shape[1] - side**2)
+            tokens = features[:, prefix:]
+            side = math.isqrt(tokens.shape[1])
+            if side**2 != tokens.shape[1]:
+                raise UserError(f"its {tokens.shape[1]} tokens are no square map")
             return tokens.transpose(1, 2).reshape(len(tokens), -1, side, side)
-        if getattr(self.network, "output_fmt", "NCHW") == "NHWC":
+        width = getattr(self.network, "num_features", None)
+        last = features.shape[1] != width == features.shape[3]
+        if last or getattr(self.network, "output_fmt", "NCHW") == "NHWC":
             return features.permute(0, 3, 1, 2)
         return features
 
-    @torch.no_grad()
-    def _measure(self, name: str, image_size: int) -> torch.Size:
+    def _measured(self, name: str, image_size: int) -> Tensor:
         training = self.network.training
         try:
-            feature_map: Tensor = self.eval()(torch.zeros(1, 3, image_size, image_size))
-            return feature_map.shape[1:]
-        except (RuntimeError, AssertionError, IndexError, ZeroDivisionError) as error:
+            with torch.enable_grad():
+                feature_map: Tensor = self.eval()(torch.zeros(1, 3, image_size, image_size))
+            return feature_map
+        except UserError as error:
+            raise UserError(f"model.name={name} cannot be a backbone: {error}; choose another network") from error
+        except Exception as error:  # strangers' networks fail in any way
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(
-                f"model.name={name} cannot take {image_size}-px images ({error}); set data.image_size to its own size "
+                f"model.name={name} cannot take {image_size}-px images ({reason}); set data.image_size to its own size "
                 "or model.resize to enlarge them inside the network"
             ) from error
+        finally:
+            self.train(training)
+
+    def _leave_out(self, names: list[str], image_size: int) -> None:
+        """Drops parameters, or freezes them where the network cannot run without."""
+        kept = {name: self.get_parameter(name) for name in names}
+        drop(self, names)
+        training = self.network.training
+        try:
+            if names:
+                with torch.no_grad():
+                    self.eval()(torch.zeros(1, 3, image_size, image_size))
+            self.unreached = tuple(names)
+        except Exception:
+            for name, value in kept.items():
+                owner, _, key = name.rpartition(".")
+                self.get_submodule(owner).register_parameter(key, value.requires_grad_(False))
         finally:
             self.train(training)
 
@@ -134,6 +178,20 @@ class PublishedBackbone(Backbone):
         features = self.network.forward_features(self.normalise(image))
         pooled: Tensor = self.network.forward_head(features, pre_logits=True)
         return pooled.flatten(1)[:, :, None, None]
+
+
+def unused_names(module: nn.Module) -> set[str]:
+    """Names of the parameters that the backbones in a module have left out, as older checkpoints hold them."""
+    parts = module.named_modules()
+    return {
+        f"{path}.{name}".lstrip(".") for path, part in parts if isinstance(part, Backbone) for name in part.unreached
+    }
+
+
+def _without_unreached(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Takes what older checkpoints hold beside a backbone's parameters out of a state that is being loaded."""
+    for name in module.unreached:  # type: ignore[union-attr]
+        state.pop(prefix + name, None)
 
 
 def _token_arguments(name: str, side: int, small: bool) -> dict[str, Any]:

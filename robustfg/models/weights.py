@@ -50,8 +50,11 @@ def create(name: str, *, pretrained: bool, weights: str | None, **arguments: Any
 def _create(name: str, **arguments: Any) -> nn.Module:
     try:
         return timm.create_model(name, **arguments)
-    except TypeError as error:
-        raise UserError(f"model.options do not fit {name}: {error}") from error
+    except Exception as error:  # networks refuse arguments in any way
+        if arguments.get("pretrained"):
+            raise
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"model.options do not fit {name}: {type(error).__name__}: {reason}"[:400]) from error
 
 
 def _from_file(name: str, path: Path, arguments: dict[str, Any]) -> nn.Module:

@@ -9,7 +9,7 @@ from torch import nn
 
 from robustfg.attacks import FGSM, PGD, CrossEntropy, Engine, GradientAttack, Linf, folding
 from robustfg.attacks.folding import folded
-from robustfg.models import Backbone
+from robustfg.models import Backbone, layout
 
 
 def settled(model, size=16):
@@ -182,9 +182,9 @@ def test_narrow_convolutions_work_in_the_usual_layout_and_the_others_in_channels
     assert all(not module._forward_pre_hooks for module in model.modules())
 
     def seen(module, inputs, output):
-        narrow = output.shape[-1] <= folding.NARROW
-        layout = torch.contiguous_format if narrow else torch.channels_last
-        all_ = (tensor.is_contiguous(memory_format=layout) for tensor in (inputs[0], module.weight, output))
+        narrow = output.shape[-1] <= layout.NARROW
+        format_ = torch.contiguous_format if narrow else torch.channels_last
+        all_ = (tensor.is_contiguous(memory_format=format_) for tensor in (inputs[0], module.weight, output))
         layouts.setdefault(narrow, set()).add(tuple(all_))
 
     for module in copy_.modules():
