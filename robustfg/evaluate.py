@@ -16,7 +16,7 @@ from robustfg.config import (
     register_schemas,
 )
 from robustfg.errors import UserError
-from robustfg.mistakes import mistakes_told, told_plainly
+from robustfg.mistakes import run_plainly, told_plainly
 from robustfg.trust import refuse_untrusted_config
 
 register_schemas()
@@ -24,8 +24,7 @@ register_schemas()
 
 def main() -> None:
     """Composes the config and evaluates."""
-    with mistakes_told("evaluate"):
-        evaluate_composed()
+    run_plainly("evaluate", evaluate_composed)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
@@ -49,7 +48,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
         The worst-case accuracy.
     """
     # Only now, so that --help and --cfg need none of it.
-    from robustfg import assemble, run
+    from robustfg import assemble, rehearsal, run
     from robustfg.checkpoint import Checkpoint
 
     run.begin(config["seed"])
@@ -66,6 +65,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
     evaluation = assemble.evaluation_of(config, folder, data)
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, [evaluation], assemble.loggers_of(config, folder))
+        rehearsal.rehearse_evaluation(trainer, classifier, data, evaluation)
         run.write_origin(config, folder, data, command, trainer.loggers)
         return run.test(trainer, classifier, data, evaluation, folder)
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, register_schemas
 from robustfg.errors import UserError
-from robustfg.mistakes import mistakes_told, told_plainly
+from robustfg.mistakes import run_plainly, told_plainly
 
 register_schemas()
 
@@ -20,8 +20,7 @@ MONITORS = ("val/accuracy", "val/robust_accuracy")
 
 def main() -> None:
     """Composes the config and trains."""
-    with mistakes_told("train"):
-        train_composed()
+    run_plainly("train", train_composed)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -45,7 +44,7 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
         The best value of ``monitor``, for sweeps that optimise it.
     """
     # Only now, so that --help and --cfg need none of it.
-    from robustfg import assemble, run
+    from robustfg import assemble, rehearsal, run
     from robustfg.training.callbacks import SaveOnInterrupt
 
     if config["monitor"] not in MONITORS:
@@ -62,6 +61,8 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     with run.dashboards_closed(config):
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
         run.refuse_fewer_epochs(config, trainer, last)
+        tested = evaluation if config["test"] else None
+        rehearsal.rehearse_training(trainer, classifier, data, tested, config["monitor"])
         run.write_origin(config, folder, data, command, trainer.loggers, init_from=init_from)
         run.fit(trainer, classifier, data, last)
         if config["test"]:
