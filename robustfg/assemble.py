@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.loggers import Logger
 
 from robustfg.attacks import Attack
 from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
+from robustfg.arguments import shown
 from robustfg.config import build
 from robustfg.data.annotations import privileged_of
 from robustfg.data.datamodule import DataModule
@@ -28,6 +28,7 @@ from robustfg.losses import Softmax
 from robustfg.models import PublishedBackbone
 from robustfg.option_names import NoOptionError
 from robustfg.processes import refuse_impossible_devices
+from robustfg.rehearsal import refuse_unkept
 from robustfg.reporting.csv_logger import MetricsCsv
 from robustfg.training import Phases
 from robustfg.training.callbacks import TrainingBar, TrainingLines
@@ -46,7 +47,7 @@ PARTS = ("validation", "detection", "engine")
 
 def data_of(config: Config) -> DataModule:
     """The data module; keys of the node that only its source reads are left out."""
-    node = {key: value for key, value in config["data"].items() if key not in OF_THE_SOURCE}
+    node = {key: value for key, value in node_of(config, "data").items() if key not in OF_THE_SOURCE}
     if "_target_" not in node:
         raise UserError("data is not chosen; without a checkpoint choose it, such as data=folder data.root=…")
     data = build(node, "data")
@@ -56,16 +57,16 @@ def data_of(config: Config) -> DataModule:
 
 def classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:
     """The classifier with fresh weights, as ``train`` and a rebuilt checkpoint have it."""
-    if config.get("init_from") and (config["model"].get("pretrained") or config["model"].get("weights")):
+    if config.get("init_from") and (node_of(config, "model").get("pretrained") or config["model"].get("weights")):
         raise UserError("init_from brings all weights; leave out model.pretrained and model.weights")
     backbone = build(config["model"], "model")
-    node = {key: value for key, value in config["loss"].items() if key != "phases"}
+    node = {key: value for key, value in node_of(config, "loss").items() if key != "phases"}
     loss = build(node, "loss", channels=backbone.channels, num_classes=len(classes))
     return Classifier(
         backbone=backbone,
         loss=loss,
         num_classes=len(classes),
-        regime=build(_regime(config["training"]), "training"),
+        regime=build(_regime(node_of(config, "training"), "training"), "training"),
         optimizer=build(config["optimizer"], "optimizer"),
         schedule=build(config["scheduler"], "scheduler"),
         phases=phases_of(config["loss"]),
@@ -76,8 +77,10 @@ def classifier_of(config: Config, classes: tuple[str, ...]) -> Classifier:
 
 def phases_of(loss: Mapping[str, Any]) -> Phases | None:
     """The phases that a loss declares by name, in order; None where it declares none."""
-    nodes = {name: node for name, node in (loss.get("phases") or {}).items() if node}
-    phases = [build({"name": name, **node}, f"loss.phases.{name}") for name, node in nodes.items()]
+    if not loss.get("phases"):
+        return None
+    nodes = {name: node for name, node in node_of({"loss": loss}, "loss.phases").items() if node is not None}
+    phases = [build(_with_name(node, name, "loss.phases"), f"loss.phases.{name}") for name, node in nodes.items()]
     return Phases(tuple(phases)) if phases else None
 
 
@@ -104,14 +107,11 @@ def published_classifier_of(config: Config, classes: tuple[str, ...]) -> Classif
 
 def attacks_of(config: Config, classes: tuple[str, ...], genera: tuple[str, ...] | None = None) -> dict[str, Attack]:
     """The suite by name. A surrogate given by its run's folder is loaded; the data's genera are the classes' groups."""
-    if taken := {"clean", "robust"} & config["attack"].keys():
+    if taken := {"clean", "robust"} & node_of(config, "attack").keys():
         raise UserError(f"attack.{min(taken)}: choose another name, this one stands for something else in the results")
-    try:
-        engine = build(config["evaluation"]["engine"], "evaluation.engine")
-    except UserError as error:
-        raise UserError(f"evaluation.{str(error).removeprefix('evaluation.')}") from error
+    engine = build(node_of(config, "evaluation.engine"), "evaluation.engine")
     suite = {}
-    for name, node in _named(config["attack"]).items():
+    for name, node in _named(config["attack"], "attack").items():
         option = f"attack.{name}"
         surrogate: dict[str, Any] = {}
         if "surrogate" in node:
@@ -160,8 +160,8 @@ def fit_square_of(data: Mapping[str, Any]) -> FitSquare:
 
 def evaluation_of(config: Config, folder: Path, data: DataModule) -> RobustnessEvaluation:
     """The robustness evaluation of ``trainer.test``."""
-    node = {key: value for key, value in config["evaluation"].items() if key not in PARTS}
-    make = build(node | {"_partial_": True}, "evaluation")
+    node = {key: value for key, value in node_of(config, "evaluation").items() if key not in PARTS}
+    make = build(node, "evaluation", _partial_=True)
     names = {"model": config["model"].get("name"), "loss": "own head", **config["names"]}
     about = {
         "run": config["run_name"],
@@ -206,13 +206,14 @@ def detection_of(config: Config, data: DataModule) -> Detection | None:
                 "unknown out"
             )
         return None
-    node, option = config["evaluation"]["detection"], "evaluation.detection"
+    option = "evaluation.detection"
+    node = node_of(config, option)
     surrogate: dict[str, Any] = {}
-    if node["surrogate"] is not None:
+    if node.get("surrogate") is not None:
         trusted = tuple(config.get("trust", ()))
         surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", data.classes, trusted)
     rest = {key: value for key, value in node.items() if key != "surrogate"}
-    make = build(rest | {"_partial_": True}, option)  # the nodes are to be kept as they are
+    make = build(rest, option, _partial_=True)  # the nodes are to be kept as they are
     detection = make(detectors=detectors, nodes=config["detector"], unknown=unknown, **surrogate)
     assert isinstance(detection, Detection)
     return detection
@@ -220,7 +221,7 @@ def detection_of(config: Config, data: DataModule) -> Detection | None:
 
 def validation_of(config: Config, data: DataModule) -> list[pl.Callback]:
     """The look at robustness during training, where it chooses the checkpoint."""
-    make = build(config["evaluation"]["validation"] | {"_partial_": True}, "evaluation.validation")
+    make = build(node_of(config, "evaluation.validation"), "evaluation.validation", _partial_=True)
     if config["monitor"] != "val/robust_accuracy":
         return []
     return [make(attacks=attacks_of(config, data.classes, data.source.genera))]
@@ -240,30 +241,48 @@ def loggers_of(config: Config, folder: Path) -> list[Logger]:
 
 
 def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
-    """The Lightning trainer. Settings that it refuses are the user's to mend."""
+    """The Lightning trainer. Settings that it refuses, or that the commands cannot keep, are the user's to mend."""
+    refuse_unkept(node_of(config, "trainer"))
     refuse_impossible_devices(config["trainer"])
     make: functools.partial[pl.Trainer] = build(config["trainer"], "trainer")
     if make.keywords.get("enable_progress_bar"):
         callbacks = [*callbacks, TrainingBar() if sys.stdout.isatty() else TrainingLines()]
     try:
         return make(default_root_dir=folder, callbacks=callbacks, logger=loggers)
-    except (MisconfigurationException, ValueError, TypeError) as error:
-        raise UserError(f"trainer: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # whatever it is, it is about these settings
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
 
 
-def _regime(node: Mapping[str, Any]) -> dict[str, Any]:
+def node_of(config: Config, option: str) -> Mapping[str, Any]:
+    """A part of the config that holds options. Raises ``UserError`` where it is missing or something else."""
+    node: Any = config
+    for key in option.split("."):
+        if key not in node:
+            raise UserError(f"{option} is missing")
+        node = node[key]
+        if not isinstance(node, Mapping):
+            raise UserError(f"{option} must hold options, got {shown(node)}")
+    return node
+
+
+def _regime(node: Mapping[str, Any], option: str) -> dict[str, Any]:
     """A regime's node, and that of the regime below it, without what the trainer reads; attacks get their names."""
     regime = {key: value for key, value in node.items() if key not in ("epochs", "monitor")}
-    if "attack" in regime:
-        regime["attack"] = _named(regime["attack"])
-    if "regime" in regime:
-        regime["regime"] = _regime(regime["regime"])
+    if isinstance(regime.get("attack"), Mapping):
+        regime["attack"] = _named(regime["attack"], f"{option}.attack")
+    if isinstance(regime.get("regime"), Mapping):
+        regime["regime"] = _regime(regime["regime"], f"{option}.regime")
     return regime
 
 
-def _named(suite: Mapping[str, Any]) -> dict[str, Any]:
+def _named(suite: Mapping[str, Any], option: str) -> dict[str, Any]:
     """Every attack's node with its name, which separates its random numbers from the others'."""
-    for name, node in suite.items():
-        if not isinstance(node, Mapping):
-            raise NoOptionError(f"attack.{name}")
-    return {name: {"name": name, **node} for name, node in suite.items()}
+    return {name: _with_name(node, name, option) for name, node in suite.items()}
+
+
+def _with_name(node: Any, name: str, option: str) -> dict[str, Any]:
+    if node is None:
+        raise UserError(f"{option}.{name} cannot be null; leave it out with ~{option}.{name}")
+    if not isinstance(node, Mapping):
+        raise NoOptionError(f"{option}.{name}")
+    return {"name": name, **node}

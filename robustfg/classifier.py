@@ -172,6 +172,15 @@ class Classifier(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self.test_accuracy.update(self(batch.image).logits, batch.label)
 
+    def refuse_epochs(self, max_epochs: int | None) -> None:
+        """Raises ``UserError`` where regime, phases or optimizer cannot be what was asked in so many epochs."""
+        if max_epochs is None or max_epochs < 1:
+            raise UserError(f"trainer.max_epochs must be >= 1, got {max_epochs}: schedules are told in epochs")
+        self.regime.refuse_epochs(max_epochs)
+        if self.phases is not None:
+            self.phases.stretched(max_epochs)
+        self._optimizer_of([torch.nn.Parameter(torch.zeros(1))])
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         max_epochs = self.trainer.max_epochs
         if max_epochs is None or max_epochs < 1:

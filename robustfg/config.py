@@ -1,5 +1,6 @@
 """Where conf/ lies, the root schema, and build(): the only place that instantiates what a config names."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -11,9 +12,9 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import get_object, instantiate
 from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from robustfg.arguments import refuse_unfit
+from robustfg.arguments import fitting, refuse_impossible, shown
 from robustfg.errors import UserError
 from robustfg.option_names import NoOptionError
 from robustfg.processes import default_name
@@ -105,11 +106,23 @@ def plain(config: DictConfig) -> dict[str, Any]:
         raise NoOptionError(key, known)
     try:
         container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key} is not set; add {error.full_key}=…") from error
     except OmegaConfBaseException as error:
         place = f" (option {error.full_key})" if error.full_key else ""
         raise UserError(f"config: {str(error).splitlines()[0]}{place}") from error
     assert isinstance(container, dict)
+    if "run_name" in known and schema is not PredictRoot:
+        refuse_run_name(container["run_name"])
+        if not container["output"]:
+            raise UserError("output must be a folder; . is the present one")
     return {str(key): value for key, value in container.items()}
+
+
+def refuse_run_name(name: str) -> None:
+    """Raises ``UserError`` for a run name that is no name of a folder."""
+    if not name.strip() or name in (".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > 200:
+        raise UserError(f"run_name must be the name of a folder, without / and control characters, got {shown(name)}")
 
 
 def chosen(*groups: str) -> dict[str, str]:
@@ -137,36 +150,61 @@ def build(node: Mapping[str, Any], option: str, /, **arguments: Any) -> Any:
         arguments: further plain arguments.
 
     Raises:
-        UserError: where a constructor does not take what the node gives it.
+        UserError: where anything goes wrong in a constructor; the message names the option.
     """
+    if node is None:
+        raise UserError(f"{option} cannot be null; leave it out with ~{option} where it is one of several")
     if not isinstance(node, Mapping):
         raise NoOptionError(option)
-    _refuse_unfit_parts(node, option)
+    fit = _fit(node, option)
     try:
-        return instantiate(dict(node), _convert_="all", **arguments)
-    except InstantiationException as error:
-        cause: BaseException | None = error
-        while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
-            cause = cause.__cause__
-        if isinstance(cause, UserError):
-            raise UserError(str(cause)) from cause
-        if isinstance(cause, TypeError | ValueError | InstantiationException):
-            raise UserError(f"{option}: {str(cause).splitlines()[0]}") from cause
-        raise
+        return instantiate(fit, _convert_="all", **arguments)
+    except Exception as error:  # whatever a constructor raises, it is about what it was given
+        raise _told_of(error, fit, option) from error
 
 
-def _refuse_unfit_parts(node: Any, option: str) -> None:
-    """``refuse_unfit`` on a node and everything nested in it."""
-    parts = node.items() if isinstance(node, Mapping) else enumerate(node) if isinstance(node, list) else ()
-    for key, value in parts:
-        _refuse_unfit_parts(value, f"{option}.{key}")
-    if isinstance(node, Mapping) and "_target_" in node:
-        try:
-            target = get_object(node["_target_"])
-        except Exception:  # importing can fail in any way, and instantiating tells it
-            return
-        given = {str(key): value for key, value in node.items() if not str(key).startswith("_")}
-        refuse_unfit(target, given, option)
+def _fit(node: Any, option: str) -> Any:
+    """A node, everything nested in it first, as its constructors take it."""
+    refuse_impossible(node, option)
+    if isinstance(node, list):
+        return [_fit(value, f"{option}.{place}") for place, value in enumerate(node)]
+    if not isinstance(node, Mapping):
+        return node
+    fit = {key: _fit(value, f"{option}.{key}") for key, value in node.items()}
+    target = _found(str(node.get("_target_")))
+    if target is None:  # instantiating tells why
+        return fit
+    given = {str(key): value for key, value in fit.items() if not str(key).startswith("_")}
+    return fit | fitting(target, given, option, _found)
+
+
+def _found(target: str) -> Any:
+    """What a ``_target_`` names; None where it cannot be imported, which can go wrong in any way."""
+    try:
+        return get_object(target)
+    except Exception:
+        return None
+
+
+def _told_of(error: Exception, node: Mapping[str, Any], option: str) -> UserError:
+    """A constructor's error as a mistake in an option, which the message names."""
+    inside = re.search(r"full_key: ([\w.]+)", str(error)) if isinstance(error, InstantiationException) else None
+    keys = inside[1].split(".") if inside else []
+    place = ".".join([option, *keys])
+    cause: BaseException = error
+    while isinstance(cause, InstantiationException) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    message = " ".join(str(cause).split()) or type(cause).__name__
+    part: Any = node
+    for key in keys:
+        part = part[int(key)] if isinstance(part, list) else part.get(key, {})
+    first = re.match(r"\w+", message)
+    if isinstance(part, Mapping) and first and first[0] in part:
+        return UserError(f"{place}.{message}")
+    if message.startswith(f"{place.rpartition('.')[2]}."):
+        return UserError(f"{place.rpartition('.')[0]}.{message}".removeprefix("."))
+    root = option.partition(".")[0]
+    return UserError(message if re.search(rf"\b{root}[.=]", message) else f"{place}: {message}")
 
 
 def refuse_sweep_with_ddp(trainer: Mapping[str, Any]) -> None:

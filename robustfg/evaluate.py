@@ -17,7 +17,7 @@ from robustfg.config import (
 )
 from robustfg.errors import UserError
 from robustfg.folder import claimed, folder_of, refuse_another_request, refuse_held
-from robustfg.mistakes import mistakes_told, told_plainly
+from robustfg.mistakes import run_plainly, told_plainly
 from robustfg.trust import refuse_untrusted_config
 
 register_schemas()
@@ -25,8 +25,7 @@ register_schemas()
 
 def main() -> None:
     """Composes the config and evaluates."""
-    with mistakes_told("evaluate"):
-        evaluate_composed()
+    run_plainly("evaluate", evaluate_composed)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
@@ -53,7 +52,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
         The worst-case accuracy.
     """
     # Only now, so that --help and --cfg need none of it.
-    from robustfg import assemble, run
+    from robustfg import assemble, rehearsal, run
     from robustfg.checkpoint import Checkpoint
     from robustfg.lifeline import Lifeline
 
@@ -76,6 +75,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
     with claimed(folder, command), run.dashboards_closed(config):
         refuse_another_request(config, folder, training=False)  # another one may have come meanwhile
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
+        rehearsal.rehearse_evaluation(trainer, classifier, data, evaluation)
         run.write_origin(config, folder, data, command, trainer.loggers)
         with run.stopped_plainly(advice):
             return run.test(trainer, classifier, data, evaluation, folder)

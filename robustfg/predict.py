@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from robustfg.config import CONF, build, plain, register_schemas
 from robustfg.errors import UserError
-from robustfg.mistakes import mistakes_told, told_plainly
+from robustfg.mistakes import run_plainly, told_plainly
 from robustfg.trust import refuse_untrusted
 
 if TYPE_CHECKING:
@@ -56,8 +56,7 @@ def main() -> None:
             given = plain(config)
             raise SystemExit(predict(given, [*given["images"], *paths]))
 
-    with mistakes_told("predict"):
-        composed()
+    run_plainly("predict", composed)
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, register_schemas
 from robustfg.errors import UserError
 from robustfg.folder import claimed, folder_of, refuse_another_request, refuse_held
-from robustfg.mistakes import mistakes_told, told_plainly
+from robustfg.mistakes import run_plainly, told_plainly
 
 register_schemas()
 
@@ -21,8 +21,7 @@ MONITORS = ("val/accuracy", "val/robust_accuracy")
 
 def main() -> None:
     """Composes the config and trains."""
-    with mistakes_told("train"):
-        train_composed()
+    run_plainly("train", train_composed)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -49,7 +48,7 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
         The best value of ``monitor``, for sweeps that optimise it.
     """
     # Only now, so that --help and --cfg need none of it.
-    from robustfg import assemble, run
+    from robustfg import assemble, rehearsal, run
     from robustfg.lifeline import Lifeline
     from robustfg.training.continuing import LastCheckpoint
 
@@ -70,6 +69,8 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
         refuse_another_request(config, folder, training=True)  # another one may have come meanwhile
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
         run.look_back(config, trainer, last)
+        tested = evaluation if config["test"] else None
+        rehearsal.rehearse_training(trainer, classifier, data, tested, config["monitor"])
         run.write_origin(config, folder, data, command, trainer.loggers, init_from=init_from)
         with run.stopped_plainly(advice):
             run.fit(trainer, classifier, data, last)

@@ -10,7 +10,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robustfg.arguments import refuse_unfit
+from robustfg.arguments import fitting
 from robustfg.assemble import OF_THE_SOURCE, PARTS, attacks_of
 from robustfg.attacks import Engine
 from robustfg.attacks.threat import step_length
@@ -87,7 +87,7 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
             arguments["surrogate_name"] = "given by the program"
         if path in GIVEN or (top in ("attack", "logger", "unknown") and path.count(".") == 1):
             arguments = GIVEN.get(path, GIVEN[top]) | arguments
-        refuse_unfit(target, {key: value for key, value in arguments.items() if key in node}, path)
+        fitting(target, {key: value for key, value in arguments.items() if key in node}, path)
         if node.get("_partial_"):
             inspect.signature(target).bind_partial(**arguments)
         else:

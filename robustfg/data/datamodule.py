@@ -93,6 +93,23 @@ class DataModule(pl.LightningDataModule):
         """Size and fingerprint of every split, and of its files where images are files."""
         return {name: described(self._split_of(name), positions) for name, positions in self.positions.items()}
 
+    def refuse_small(self, world: int, splits: Sequence[str]) -> None:
+        """Raises ``UserError`` where a split has fewer samples than there are processes, or train lacks a class."""
+        for name in splits:
+            if (n := len(self.positions[name])) < world:
+                instead = {
+                    "train": "lower data.source.test_fraction or data.val_fraction",
+                    "val": "raise data.val_fraction",
+                    "test": "raise data.source.test_fraction or data.max_test_samples",
+                }
+                raise UserError(f"data: the {name} split has {n} samples for {world} processes; {instead[name]}")
+        if "train" in splits:
+            there = set(np.asarray(self.source.train.labels)[self.positions["train"]].tolist())
+            if lacking := [name for label, name in enumerate(self.classes) if label not in there]:
+                raise UserError(
+                    f"data: no training image of the class {lacking[0]} is left; add images, or lower data.val_fraction"
+                )
+
     def keys(self, split: str) -> Mapping[int, str]:
         """Where every sample of a split comes from, by id."""
         names = self._split_of(split).keys

@@ -21,12 +21,12 @@ from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import Attack
 from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
-from robustfg.errors import UserError
+from robustfg.errors import UserError, refuse_outside
 from robustfg.evaluation.aggregation import require_complete
 from robustfg.evaluation.checks import Facts, Probe
 from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.detection.options import Detection
-from robustfg.evaluation.detection.watch import watch_over
+from robustfg.evaluation.detection.watch import refuse_unwatchable, watch_over
 from robustfg.evaluation.embedding import embedding_of
 from robustfg.evaluation.fingerprint import fingerprints, weights_sha256
 from robustfg.evaluation.gallery import shown_in_gallery, write_gallery
@@ -89,10 +89,17 @@ class RobustnessEvaluation(pl.Callback):
         self.context = dict(context or {})
         if split not in ("test", "val"):
             raise UserError(f"evaluation.split must be test or val, got {split}")
+        for option, value in {"gallery": gallery, "checks": checks}.items():
+            refuse_outside(f"evaluation.{option}", value, least=0)
         self.split, self.perturbations, self.gallery, self.checks = split, perturbations, gallery, checks
         self.detection = detection
         self.summary: dict[str, Any] | None = None
         self.handler: Any = None
+
+    def refuse_unfit(self, data: DataModule) -> None:
+        """Raises ``UserError`` for what the data at hand cannot serve, before any model is evaluated."""
+        if self.detection is not None:
+            refuse_unwatchable(self.detection, self.given, data, self.split)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         _data(trainer).evaluated = self.split

@@ -11,6 +11,7 @@ from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import Attack
 from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
+from robustfg.errors import refuse_outside
 from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.gather import total
 from robustfg.evaluation.measure import Classify
@@ -26,6 +27,7 @@ class ValidationRobustness(pl.Callback):
     """
 
     def __init__(self, *, attacks: Mapping[str, Attack], samples: int = 128) -> None:
+        refuse_outside("evaluation.validation.samples", samples, least=1)
         self.attack = list(attacks.values())[-1]
         self.samples = samples
         self.now = self.attack

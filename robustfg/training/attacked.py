@@ -32,6 +32,13 @@ class Attacked(Regime):
             if not value >= 0:
                 raise UserError(f"training.{option} must be >= 0, got {value}")
 
+    def refuse_epochs(self, max_epochs: int) -> None:
+        if self.clean_epochs >= max_epochs:
+            raise UserError(
+                f"training.clean_epochs={self.clean_epochs:g} leaves no epoch with attacks in trainer.max_epochs="
+                f"{max_epochs}; set training.clean_epochs=0 training.ramp_epochs=0, or train longer"
+            )
+
     def craft(self, model: Classify, batch: Batch, moment: Moment) -> Tensor | None:
         strength = self.strength(moment.epoch)
         if strength == 0:

@@ -44,6 +44,13 @@ class WeightPerturbation(Regime):
     def refuse_loss(self, loss: LossModule) -> None:
         self.regime.refuse_loss(loss)
 
+    def refuse_epochs(self, max_epochs: int) -> None:
+        self.regime.refuse_epochs(max_epochs)
+        if self.warmup_epochs >= max_epochs:
+            raise UserError(
+                f"training.warmup_epochs={self.warmup_epochs:g} leaves nothing of trainer.max_epochs={max_epochs}"
+            )
+
     def craft(self, model: Classify, batch: Batch, moment: Moment) -> Tensor | None:
         return self.regime.craft(model, batch, moment)
 

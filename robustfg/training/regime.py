@@ -59,6 +59,10 @@ class Regime(ABC):
         """Raises ``UserError`` where the regime cannot train this loss module."""
         del loss  # most can train any
 
+    def refuse_epochs(self, max_epochs: int) -> None:
+        """Raises ``UserError`` where so many epochs leave the regime nothing to do."""
+        del max_epochs  # most work from the first step on
+
     def callbacks(self) -> list[Callback]:
         """What the regime needs to do between training steps."""
         return []

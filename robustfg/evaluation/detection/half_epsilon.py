@@ -28,10 +28,7 @@ def best_known(threat: Threat, own: Mapping[str, Any], runs: Sequence[str], data
     """
     found = [accuracy] if (accuracy := _weakest(threat, own)) is not None else []
     for run in runs:
-        option, path = f"evaluation.detection.half_epsilon={run}", Path(run).expanduser() / "robustness/summary.json"
-        if not path.is_file():
-            raise UserError(f"{option}: there is no evaluation at {path}")
-        summary = json.loads(path.read_text())
+        option, summary = f"evaluation.detection.half_epsilon={run}", summary_at(run)
         if summary["data"] != data:
             raise UserError(f"{option}: it was evaluated on {summary['data']}, this run is on {data}")
         accuracy = _weakest(threat, summary["attacks"])
@@ -41,6 +38,15 @@ def best_known(threat: Threat, own: Mapping[str, Any], runs: Sequence[str], data
             )
         found.append(accuracy)
     return max(found, default=None)
+
+
+def summary_at(run: str) -> dict[str, Any]:
+    """The numbers of an evaluation by its folder. Raises ``UserError`` where there is none."""
+    path = Path(run).expanduser() / "robustness/summary.json"
+    if not path.is_file():
+        raise UserError(f"evaluation.detection.half_epsilon={run}: there is no evaluation at {path}")
+    summary: dict[str, Any] = json.loads(path.read_text())
+    return summary
 
 
 def _weakest(threat: Threat, attacks: Mapping[str, Any]) -> float | None:

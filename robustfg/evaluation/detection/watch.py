@@ -20,7 +20,7 @@ from robustfg.evaluation.detection import checks
 from robustfg.evaluation.detection.attackers import FORCED, SEMI_WHITE_BOX, WHITE_BOX, joint_attacks, scale_of
 from robustfg.evaluation.detection.calibration import calibrated
 from robustfg.evaluation.detection.contents import Contents, files_of
-from robustfg.evaluation.detection.half_epsilon import best_known
+from robustfg.evaluation.detection.half_epsilon import best_known, summary_at
 from robustfg.evaluation.detection.operating import needed
 from robustfg.evaluation.detection.options import Detection
 from robustfg.evaluation.detection.probes import DIFFERENCE, GRADIENT, slopes
@@ -51,8 +51,6 @@ class Watch(Unwatched):
         about: Mapping[str, Any],
     ) -> None:  # fmt: skip
         self.data = cast(DataModule, trainer.datamodule)  # type: ignore[attr-defined]
-        if self.data.evaluated != "test":
-            raise UserError("evaluation.split=val cannot be evaluated with detectors, which are calibrated on it")
         self.detection, self.suite, self.about = detection, dict(suite), dict(about)
         self.threat = claimed_ball(suite)
         watched = WatchedClassifier(classifier, detection.detectors)
@@ -61,13 +59,7 @@ class Watch(Unwatched):
         self.watched = watched
         self.contents = Contents()
         self.calibration = calibrated(watched, trainer, self.data, self.contents)
-        enough = needed(detection.fpr)
-        if len(self.calibration) < enough:
-            raise UserError(
-                f"evaluation.detection.fpr={detection.fpr:g} needs {enough} validation samples that are classified "
-                f"right, there are {len(self.calibration)} of {self.calibration.considered}; raise it or "
-                "data.val_fraction"
-            )
+        refuse_few(detection.fpr, len(self.calibration), self.calibration.considered)
         self.unknown = UnknownImages(detection, self.calibration, self.threat, self.data, trainer)
         self.by_detector = {name: self._joint(name) for name in watched.detectors}
         for name, models in self.by_detector.items():
@@ -192,6 +184,32 @@ class Watch(Unwatched):
         about = self.about | {"fpr": self.detection.fpr, "splits": self.splits}
         fitted = Fitted(dict(self.detection.detectors), self.detection.nodes, calibration, about)
         fitted.write(folder / "detectors.pt")
+
+
+def refuse_few(fpr: float, right: int, considered: int) -> None:
+    """Raises ``UserError`` where too few validation samples are classified right to reject any at a rate."""
+    if right < (enough := needed(fpr)):
+        raise UserError(
+            f"evaluation.detection.fpr={fpr:g} needs {enough} validation samples that are classified right, there are "
+            f"{right} of {considered}; raise it or data.val_fraction"
+        )
+
+
+def refuse_unwatchable(detection: Detection, suite: Mapping[str, Attack], data: DataModule, split: str) -> None:
+    """Raises ``UserError`` for what no classifier could be watched with, before there is one.
+
+    Args:
+        detection: the options.
+        suite: attacks on the classifier alone.
+        data: the data module.
+        split: what shall be evaluated.
+    """
+    if split != "test":
+        raise UserError("evaluation.split=val cannot be evaluated with detectors, which are calibrated on it")
+    claimed_ball(suite)
+    refuse_few(detection.fpr, *[len(data.positions["val"])] * 2)
+    for run in detection.half_epsilon:
+        summary_at(run)
 
 
 def claimed_ball(suite: Mapping[str, Attack]) -> Threat:

@@ -1,0 +1,163 @@
+"""What can be refused before training or an evaluation starts is refused here."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from torch import Tensor
+
+from robustfg.attacks import Attack, Objective
+from robustfg.classifier import Classifier
+from robustfg.data.datamodule import DataModule
+from robustfg.errors import UserError, refuse_outside
+from robustfg.evaluation import RobustnessEvaluation
+from robustfg.types import Output
+
+OTHERWISE = {
+    "callbacks": "choose them by callbacks=[default,ema]",
+    "logger": "choose one by logger=wandb",
+    "default_root_dir": "set output",
+    "limit_test_batches": "set data.max_test_samples",
+    "limit_predict_batches": "robustfg.predict takes the images it is given",
+    "fast_dev_run": "take experiment=smoke, or trainer.limit_train_batches",
+    "overfit_batches": "set trainer.limit_train_batches",
+    "barebones": "set trainer.enable_progress_bar=false",
+    "enable_checkpointing": "leave out ~callbacks.checkpoint and ~callbacks.last",
+}
+"""Arguments of Lightning's trainer that the commands set or cannot keep, and what to do instead."""
+
+NUMBERS: dict[str, dict[str, float]] = {
+    "max_epochs": {"least": 1},
+    "num_nodes": {"least": 1},
+    "gradient_clip_val": {"least": 0},
+    "accumulate_grad_batches": {"least": 1},
+    "check_val_every_n_epoch": {"least": 1},
+    "val_check_interval": {"above": 0},
+    "limit_train_batches": {"above": 0},
+    "limit_val_batches": {"above": 0},
+    "log_every_n_steps": {"least": 0},
+    "num_sanity_val_steps": {"least": -1},
+}
+"""Ranges that Lightning does not check."""
+
+PRECISIONS = ("32-true", "32", 32, "16-mixed", "16", 16, "bf16-mixed", "bf16", None)
+"""Precisions that keep float32 weights, which the evaluation needs."""
+
+
+def refuse_unkept(trainer: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` for options of the trainer that a command cannot keep.
+
+    Args:
+        trainer: the trainer's node.
+    """
+    for option, instead in OTHERWISE.items():
+        if trainer.get(option) not in (None, False) or (option == "enable_checkpointing" and option in trainer):
+            raise UserError(f"trainer.{option} cannot be set; {instead}")
+    if trainer.get("use_distributed_sampler"):
+        raise UserError("trainer.use_distributed_sampler must be false: the data module's own samplers are exact")
+    for option, bounds in NUMBERS.items():
+        value = trainer.get(option)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            refuse_outside(f"trainer.{option}", value, **bounds)
+    if (precision := trainer.get("precision")) not in PRECISIONS and precision in KNOWN:
+        raise UserError(
+            f"trainer.precision must be 32-true, 16-mixed or bf16-mixed, got {precision}: the evaluation needs float32 "
+            "weights"
+        )
+
+
+KNOWN = ("16-true", "bf16-true", "64-true", "64", 64, "transformer-engine", "transformer-engine-float16")
+"""Lightning's other precisions."""
+
+
+def rehearse_training(
+    trainer: pl.Trainer, classifier: Classifier, data: DataModule, evaluation: RobustnessEvaluation | None, monitor: str
+) -> None:
+    """Raises ``UserError`` for what would end a training, or the evaluation after it, later.
+
+    Args:
+        trainer: with its callbacks.
+        classifier: with fresh weights.
+        data: the data module.
+        evaluation: what follows; None where ``test`` is false.
+        monitor: the metric that chooses best.ckpt.
+    """
+    classifier.refuse_epochs(trainer.max_epochs)
+    data.refuse_small(trainer.world_size, ("train", "val"))
+    logged = {"val/accuracy", "val/loss", monitor}
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
+            _refuse_unlogged(callback, logged)
+    if evaluation is not None:
+        rehearse_evaluation(trainer, classifier, data, evaluation)
+
+
+def rehearse_evaluation(
+    trainer: pl.Trainer, classifier: Classifier, data: DataModule, evaluation: RobustnessEvaluation
+) -> None:
+    """Raises ``UserError`` for what would end an evaluation later.
+
+    Args:
+        trainer: knows the number of processes.
+        classifier: trained or not; two grey images are classified.
+        data: the data module.
+        evaluation: with its attacks and detectors.
+    """
+    data.refuse_small(trainer.world_size, (evaluation.split,))
+    evaluation.refuse_unfit(data)
+    detectors = evaluation.detection.detectors.values() if evaluation.detection else ()
+    layers = tuple(dict.fromkeys(name for detector in detectors for name in detector.layers))
+    output, label = _answer(classifier, data.image_size, layers)
+    for name, attack in evaluation.given.items():
+        for objective in _objectives(attack):
+            try:
+                objective(output, label)
+            except Exception as error:
+                raise UserError(f"attack.{name}: its objective {objective.name} cannot be taken of this model: {error}") from error
+
+
+def _answer(classifier: Classifier, size: int, layers: tuple[str, ...]) -> tuple[Output, Tensor]:
+    """What the classifier makes of two grey images, and labels for them."""
+    modes = {module: module.training for module in classifier.modules()}
+    classifier.eval()
+    try:
+        with torch.no_grad():
+            image = torch.full((2, 3, size, size), 0.5, device=classifier.device)
+            return classifier(image, layers), torch.tensor([0, 1], device=classifier.device)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"model cannot take images of data.image_size={size}: {' '.join(str(error).split())}") from error
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _objectives(thing: Any) -> Iterator[Objective]:
+    """Every objective of an attack and of the attacks in it."""
+    if isinstance(thing, Objective) and not isinstance(thing, Attack):
+        yield thing
+        return
+    if isinstance(thing, Mapping):
+        parts = list(thing.values())
+    elif isinstance(thing, Attack) and is_dataclass(thing):
+        parts = [getattr(thing, entry.name) for entry in fields(thing)]
+    else:
+        return
+    for part in parts:
+        yield from _objectives(part)
+
+
+def _refuse_unlogged(callback: EarlyStopping | ModelCheckpoint, logged: set[str]) -> None:
+    """Raises ``UserError`` where a callback watches what is not logged, or in the wrong direction."""
+    option = "callbacks.early_stopping" if isinstance(callback, EarlyStopping) else "callbacks.checkpoint"
+    watched = str(callback.monitor)
+    if watched not in logged and not watched.startswith("train/"):
+        raise UserError(f"{option}.monitor must be one of {', '.join(sorted(logged))}, got {watched}")
+    if watched.endswith("accuracy") and callback.mode != "max" or watched.endswith("loss") and callback.mode != "min":
+        raise UserError(f"{option}.mode={callback.mode} keeps the worst {watched}")
+    if isinstance(callback, EarlyStopping):
+        refuse_outside(f"{option}.patience", callback.patience, least=1)
