@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from robustfg.config import (
@@ -34,9 +33,7 @@ def evaluate_composed(composed: DictConfig) -> float:
     with told_plainly(composed):
         config = plain(composed) | {"names": chosen("data", "attack")}
         refuse_sweep_with_ddp(config["trainer"])
-        folder = folder_of(
-            f"{config['output']}/evaluations/{config['run_name']}", str(HydraConfig.get().job.get("num"))
-        )
+        folder = folder_of(f"{config['output']}/evaluations/{config['run_name']}")
         return evaluate(config, folder, command=sys.argv)
 
 

@@ -39,17 +39,18 @@ FOUND = ("checkpoint", "seed", "epsilon", "data", "model", "loss", "attack", "de
 """Parts that an evaluation must share with what its folder holds."""
 
 
-def folder_of(default: str, job: str) -> Path:
+def folder_of(default: str, about: str = "") -> Path:
     """The run's folder, absolute. Hydra creates none, so that a refused command leaves none.
 
     Args:
         default: where a single run's files go; ``hydra.run.dir`` takes precedence where it is given.
-        job: name of a multirun's job below ``hydra.sweep.dir``; ``hydra.sweep.subdir`` takes precedence.
+        about: added to the number of a multirun's job, which names its folder below ``hydra.sweep.dir``;
+            ``hydra.sweep.subdir`` takes precedence.
     """
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         subdir = hydra.sweep.subdir
-        return (Path(hydra.sweep.dir) / (job if subdir == "." else subdir)).absolute()
+        return (Path(hydra.sweep.dir) / (f"{hydra.job.num}{about}" if subdir == "." else subdir)).absolute()
     return Path(default if hydra.run.dir == "." else hydra.run.dir).absolute()
 
 

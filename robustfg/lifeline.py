@@ -7,6 +7,7 @@ import selectors
 import socket
 import threading
 import time
+from typing import cast
 
 import pytorch_lightning as pl
 
@@ -66,7 +67,7 @@ class Lifeline(pl.Callback):
         host = "127.0.0.1" if trainer.num_nodes == 1 else ""
         server = socket.create_server((host, 0), backlog=trainer.world_size) if first else None
         offered = (server.getsockname()[1], secrets.token_hex(16)) if server else None
-        port, token = trainer.strategy.broadcast(offered)
+        port, token = cast(tuple[int, str], trainer.strategy.broadcast(offered))
         if server is None:
             connection = socket.create_connection((host or os.environ["MASTER_ADDR"], port), timeout=60)
             connection.settimeout(None)

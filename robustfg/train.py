@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, register_schemas
@@ -32,7 +31,7 @@ def train_composed(composed: DictConfig) -> float | None:
         refuse_sweep_with_ddp(config["trainer"])
         job = "{data}-{loss}".format(**config["names"])
         where = f"{config['output']}/{job}/{config['run_name']}"
-        folder = folder_of(where, f"{HydraConfig.get().job.get('num')}-{job}-s{config['seed']}")
+        folder = folder_of(where, f"-{job}-s{config['seed']}")
         return train(config, folder, command=sys.argv)
 
 

@@ -183,9 +183,9 @@ def test_a_gpu_that_is_not_there_is_refused():
 
 @pytest.mark.process
 def test_refused_commands_leave_nothing_and_commands_at_once_get_folders_of_their_own(tmp_path):
-    """Mistakes that show while composing, while building, and once Lightning has begun; jobs of a multirun too."""
+    """Mistakes that show while composing, while building, and in the trainer; jobs of a multirun too."""
     mistakes = [
-        ("train", "+typo=1"), ("train", *QUICK, "optimizer.lr=-1"), ("train", *QUICK, "trainer.precision=64-true"),
+        ("train", "+typo=1"), ("train", *QUICK, "optimizer.lr=-1"), ("train", *QUICK, *TWO[:1], "trainer.devices=999"),
         ("train", "-m", *QUICK, "optimizer.lr=-1,-2"), ("evaluate", "model.name=resnet18"),
     ]  # fmt: skip
     for words in mistakes:

@@ -340,7 +340,8 @@ def test_rows_are_kept_where_it_is_stopped_or_a_loader_dies(checkpoint, mixed, t
             os.kill(int(subprocess.run(loaders, capture_output=True, text=True).stdout), signal.SIGKILL)
         else:
             process.send_signal(getattr(signal, f"SIG{case}"))
-        _, errors = process.communicate(timeout=120)
+        process.wait(timeout=120)  # before its input ends
+        _, errors = process.communicate()
         assert process.returncode == {"INT": 130, "TERM": 143, "loader": 1}[case], errors
         assert f"the rows so far are kept in {partial}" in errors
         assert "Traceback" not in errors
