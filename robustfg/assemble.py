@@ -1,6 +1,7 @@
 """From a plain config to the objects that both commands use."""
 
 import functools
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,10 @@ from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.losses import Softmax
 from robustfg.models import PublishedBackbone
 from robustfg.option_names import NoOptionError
+from robustfg.processes import refuse_impossible_devices
 from robustfg.reporting.csv_logger import MetricsCsv
 from robustfg.training import Phases
-from robustfg.training.callbacks import TrainingBar
+from robustfg.training.callbacks import TrainingBar, TrainingLines
 from robustfg.trust import refuse_untrusted_config
 
 Config = Mapping[str, Any]
@@ -239,9 +241,10 @@ def loggers_of(config: Config, folder: Path) -> list[Logger]:
 
 def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback], loggers: list[Logger]) -> pl.Trainer:
     """The Lightning trainer. Settings that it refuses are the user's to mend."""
+    refuse_impossible_devices(config["trainer"])
     make: functools.partial[pl.Trainer] = build(config["trainer"], "trainer")
     if make.keywords.get("enable_progress_bar"):
-        callbacks = [*callbacks, TrainingBar()]
+        callbacks = [*callbacks, TrainingBar() if sys.stdout.isatty() else TrainingLines()]
     try:
         return make(default_root_dir=folder, callbacks=callbacks, logger=loggers)
     except (MisconfigurationException, ValueError, TypeError) as error:

@@ -1,5 +1,6 @@
 """The folder of a run: where it lies, which process group holds it, and what it was asked for."""
 
+import atexit
 import errno
 import fcntl
 import json
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from robustfg.config import from_yaml
 from robustfg.errors import UserError
@@ -27,13 +29,13 @@ CLAIM = ".claim"
 UNBEGUN = {CLAIM, ".hydra", "config.yaml", "provenance.json", "splits.json", "checkpoints", "metrics.csv"}
 """What a command writes before it has computed anything."""
 
-TRAINED = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed", "init_from")
+TRAINED = ("seed", "data", "model", "loss", "training", "optimizer", "scheduler", "init_from")
 """Parts of the config that a continued run must share with what its folder holds."""
 
 MACHINE = {"num_workers", "cache", "eval_batch_size", "max_test_samples", "root", "download"}
 """Data options that do not change what is learned."""
 
-FOUND = ("checkpoint", "data", "model", "loss", "attack", "detector", "unknown", "evaluation", "epsilon", "seed")
+FOUND = ("checkpoint", "seed", "epsilon", "data", "model", "loss", "attack", "detector", "unknown", "evaluation")
 """Parts that an evaluation must share with what its folder holds."""
 
 
@@ -55,8 +57,8 @@ def folder_of(default: str, job: str) -> Path:
 def claimed(folder: Path, command: Sequence[str]) -> Iterator[None]:
     """Holds the folder for this process group, which its first process does for all.
 
-    The system lets go of a dead process's lock, also on shared file systems. Where the command ends in a ``UserError``
-    before anything was computed, a folder that was not there before is removed again.
+    The system lets go of a dead process's lock, also on shared file systems. Where the command ends in an error before
+    anything was computed, a folder that was not there before is removed again.
 
     Raises:
         UserError: where another group holds the folder, or where it cannot be written.
@@ -64,7 +66,7 @@ def claimed(folder: Path, command: Sequence[str]) -> Iterator[None]:
     if not is_first():
         yield
         return
-    created = [place for place in (folder, *folder.parents) if not place.exists()]
+    created = _missing(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(folder)
@@ -75,17 +77,36 @@ def claimed(folder: Path, command: Sequence[str]) -> Iterator[None]:
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, (json.dumps(about | {"command": list(command)}) + "\n").encode(), 0)
         yield
-    except UserError:
-        if created and {entry.name for entry in folder.iterdir()} <= UNBEGUN and not any(folder.glob("checkpoints/*")):
-            shutil.rmtree(folder)
-            for place in created[1:]:
-                with suppress(OSError):
-                    place.rmdir()
+    except BaseException as error:
+        worthless = UNBEGUN if isinstance(error, UserError) else {CLAIM}
+        if not any(folder.glob("checkpoints/*")):
+            _remove(created, worthless)
         raise
     finally:
         with suppress(OSError):
             (folder / CLAIM).unlink()
         os.close(descriptor)
+
+
+class SweepFolder(Callback):
+    """Removes a multirun's folder at the end where no job has left anything beside Hydra's own note."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        atexit.register(_remove, _missing(Path(config.hydra.sweep.dir).absolute()), {"multirun.yaml"})
+
+
+def _missing(folder: Path) -> list[Path]:
+    """A folder and those above it, as far as there are none."""
+    return [place for place in (folder, *folder.parents) if not place.exists()]
+
+
+def _remove(created: Sequence[Path], worthless: set[str]) -> None:
+    """Removes folders that this command has created where they hold nothing else, the deepest first."""
+    with suppress(OSError):
+        if created and {*os.listdir(created[0])} <= worthless:
+            shutil.rmtree(created[0])
+            for place in created[1:]:
+                place.rmdir()
 
 
 def refuse_held(folder: Path) -> None:

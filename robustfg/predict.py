@@ -3,7 +3,10 @@
 import itertools
 import math
 import os
+import re
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,34 +96,64 @@ def predict(config: dict[str, Any], names: Sequence[str]) -> int:
     if not names:
         raise UserError("no image is named; add files or folders, or - to read paths from stdin")
     # Only now, so that --help and --cfg need none of it.
-    from robustfg.prediction import Tally, opened, writer_of
+    from robustfg.prediction import Tally, kept, opened, writer_of
 
-    writer = writer_of(config["format"], config["to"])
-    predictor = load(
-        config["checkpoint"],
-        detectors=config["detectors"],
-        fpr=config["fpr"],
-        top=config["top"],
-        trust=config["trust"],
-        device=config["device"],
-        batch_size=config["batch_size"],
-        num_workers=config["num_workers"],
-    )
+    writer, to = writer_of(config["format"], config["to"]), config["to"]
     tally = Tally()
+    before = signal.signal(signal.SIGTERM, _stop) if threading.current_thread() is threading.main_thread() else None
     try:
-        with opened(config["to"]) as stream:
+        with opened(to) as stream:
+            predictor = load(
+                config["checkpoint"],
+                detectors=config["detectors"],
+                fpr=config["fpr"],
+                top=config["top"],
+                trust=config["trust"],
+                device=config["device"],
+                batch_size=config["batch_size"],
+                num_workers=config["num_workers"],
+            )
             write = writer(stream, predictor.columns)
             for row in predictor(names, sys.stdin.buffer):
                 write(row.cells())
                 tally.count(row)
         status = tally.status
     except BrokenPipeError:  # the reader has seen enough, such as head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_stdout()
         status = 141
+    except _Terminated:
+        say(f"stopped{kept(to)}")
+        status = 143
     except KeyboardInterrupt:
+        say(f"interrupted{kept(to)}")
         status = 130
+    except RuntimeError as error:
+        if not re.search(r"DataLoader worker \(pid", str(error)):
+            raise
+        raise UserError(f"a loader process died; too little memory? Set num_workers=0{kept(to)}") from error
+    except OSError as error:
+        if to is not None or error.filename is not None:
+            raise
+        _discard_stdout()
+        raise UserError(f"the rows cannot be written to stdout: {error.strerror}") from error
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
     say(tally.summary())
     return status
+
+
+class _Terminated(BaseException):
+    """SIGTERM."""
+
+
+def _stop(*_: Any) -> None:
+    raise _Terminated
+
+
+def _discard_stdout() -> None:
+    """What is left in its buffer cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def load(
@@ -217,7 +250,7 @@ def fitted_of(
 def given_file(place: Path) -> Path:
     """The file of detectors that was given itself, or by the folder of a run or evaluation, or by its robustness/."""
     if not place.is_dir():
-        if not place.exists():
+        if not place.is_file():
             raise UserError(f"detectors={place}: no such file or folder; evaluations lie under outputs/evaluations")
         return place
     for path in (place / KEPT, place / KEPT.name):

@@ -7,13 +7,16 @@ import secrets
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from typing import Any
 
 from robustfg.errors import UserError
 
 _RANKS = ("RANK", "LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "SLURM_PROCID")
 _NAME, _STARTER = "ROBUSTFG_RUN_NAME", "ROBUSTFG_STARTED_BY"  # inherited by the ranks that Lightning starts
+_CLUSTERS = ("MASTER_ADDR", "SLURM_JOB_ID", "LSB_JOBID", "OMPI_COMM_WORLD_RANK", "KUBERNETES_PORT")
+CROWD = 4  # processes per core that are still taken for meant
 _ending = threading.Lock()
 
 
@@ -42,6 +45,30 @@ def default_name() -> str:
     return environment[_NAME]
 
 
+def refuse_impossible_devices(trainer: Mapping[str, Any]) -> None:
+    """Raises ``UserError`` for devices that this machine does not have, and for far more processes than cores.
+
+    Args:
+        trainer: the trainer's node.
+    """
+    import torch  # only here, so that --help needs none of it
+
+    devices, accelerator, nodes = (trainer.get(key) for key in ("devices", "accelerator", "num_nodes"))
+    if accelerator in ("gpu", "cuda") and not torch.accelerator.is_available():
+        raise UserError(f"trainer.accelerator={accelerator}: no GPU is found here; set trainer.accelerator=cpu")
+    if accelerator == "cpu" or (accelerator == "auto" and not torch.accelerator.is_available()):
+        count: Any = 1 if devices == "auto" else devices
+        if isinstance(count, bool) or not str(count).isdecimal() or int(count) < 1:
+            raise UserError(f"trainer.devices={devices}: on a CPU it is a number of processes, at least 1")
+        if int(count) > CROWD * (os.cpu_count() or 1):
+            raise UserError(f"trainer.devices={devices}: this machine has {os.cpu_count()} cores; set at most as many")
+    if isinstance(nodes, int) and nodes > 1 and not any(name in os.environ for name in _CLUSTERS):
+        raise UserError(
+            f"trainer.num_nodes={nodes}: nothing says where the other nodes are; start with srun or torchrun, or set "
+            "MASTER_ADDR, MASTER_PORT and NODE_RANK"
+        )
+
+
 class Starter:
     """Ends this process soon after the one that started it as a rank has died.
 
@@ -63,8 +90,9 @@ class Starter:
         parent, pid = multiprocessing.parent_process(), os.getppid()
         if parent is not None:
             return lambda: not parent.is_alive()
-        by_lightning = not is_first() and os.environ.get(_STARTER) == str(pid)
-        if by_lightning or "TORCHELASTIC_RUN_ID" in os.environ:
+        if not is_first() and _STARTER in os.environ:  # by Lightning; it may have died before this line
+            return lambda: os.getppid() != int(os.environ[_STARTER])
+        if "TORCHELASTIC_RUN_ID" in os.environ:
             return lambda: os.getppid() != pid
         return None
 

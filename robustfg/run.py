@@ -1,5 +1,6 @@
 """The steps of the commands: fit, test, and the files they leave in a run's folder."""
 
+import errno
 import json
 import logging
 import re
@@ -44,6 +45,10 @@ UNHELPFUL = (
     ".*It is recommended to use `self.log.*sync_dist.*",  # what is logged is already summed over all processes
 )
 """Warnings of libraries on which the user cannot act."""
+
+
+STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.ENOENT, errno.EACCES, errno.EFBIG}
+"""What can happen to files while a command runs."""
 
 
 def begin(seed: int) -> None:
@@ -210,6 +215,12 @@ def stopped_plainly(advice: str) -> Iterator[None]:
         raise UserError(
             f"a loader process died ({str(error).splitlines()[0]}); too little memory? Lower data.num_workers; {advice}"
         ) from None
+    except OSError as error:
+        if error.errno not in STORAGE:
+            raise
+        raise UserError(
+            f"{error.filename or 'a file or the log'} cannot be written: {error.strerror}; {advice}"
+        ) from error
     finally:
         for name, handler in handlers.items():
             signal.signal(name, handler)  # Lightning leaves Ctrl-C ignored

@@ -1,6 +1,8 @@
 """What bad input gets: one message that names the option or the file."""
 
+import contextlib
 import os
+import pty
 import subprocess
 import sys
 
@@ -79,14 +81,19 @@ def test_a_regime_that_cannot_train_the_loss_leaves_no_folder(tmp_path):
 
 @pytest.mark.process
 def test_a_message_that_ends_training_begins_on_a_line_of_its_own(tmp_path):
+    """On a terminal, which shows bars."""
     words = ("experiment=smoke", "optimizer.lr=1e30", "trainer.max_epochs=3", f"output={tmp_path}")
-    done = subprocess.run(
-        [sys.executable, "-m", "robustfg.train", *words], check=False, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert "Epoch 0" in done.stdout  # the bar was shown
-    assert "\nrobustfg: training stopped in epoch" in done.stdout
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen([sys.executable, "-m", "robustfg.train", *words], stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # the end of what a terminal shows
+        while part := os.read(ours, 65536):
+            shown += part
+    os.close(ours)
+    assert process.wait() == 1
+    assert b"Epoch 0" in shown  # the bar was shown
+    assert b"\nrobustfg: training stopped in epoch" in shown
 
 
 WITH_EMBEDDING = sorted(path.stem for path in (CONF / "loss").glob("*.yaml") if "\nembedding_dim:" in path.read_text())

@@ -4,15 +4,17 @@ import itertools
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
-from commands import config_of
+from commands import config_of, obey_interrupts
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -281,7 +283,71 @@ def test_a_file_of_rows_appears_whole_or_not_at_all(checkpoint, mixed, tmp_path,
     with pytest.raises(RuntimeError, match="broke down"):
         written(capsys, mixed[0], f"checkpoint={checkpoint}", f"to={to}")
     assert to.read_text() == before
+    partial = tmp_path / "rows.csv.partial"
+    assert [(row["image"], row["error"]) for row in FORMATS["csv"](partial.read_text())] == [("a.png", "x")]
+    partial.unlink()
+
+    def break_down_at_once(self, names, lines):
+        raise RuntimeError("the network broke down")
+
+    monkeypatch.setattr(Predictor, "__call__", break_down_at_once)
+    with pytest.raises(RuntimeError, match="broke down"):
+        written(capsys, mixed[0], f"checkpoint={checkpoint}", f"to={to}")
     assert sorted(path.name for path in tmp_path.glob("rows*")) == ["rows.csv"]
+
+
+def test_what_cannot_be_written_is_refused_before_the_checkpoint_is_read(tmp_path, capsys, monkeypatch):
+    missing = tmp_path / "none.ckpt"
+    (tmp_path / "plain").write_text("")
+    for place, message in {
+        tmp_path: r"is a folder; name a file",
+        tmp_path / "no" / "rows.csv": r"rows.csv: No such file or directory",
+        tmp_path / "plain" / "rows.csv": r"rows.csv: Not a directory",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            written(capsys, ["a.png"], f"checkpoint={missing}", f"to={place}")
+    with pytest.raises(UserError, match="no such file"):
+        written(capsys, ["a.png"], f"checkpoint={missing}", f"to={tmp_path / 'rows.json'}")
+    assert [path.name for path in tmp_path.iterdir()] == ["plain"]
+
+
+def test_a_full_disk_ends_it_with_a_line_that_names_the_place(checkpoint, mixed, tmp_path, capsys):
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(UserError, match=r"full: No space left on device"):
+        written(capsys, mixed[0], f"checkpoint={checkpoint}", f"to={tmp_path / 'full'}", "format=csv")
+
+
+@pytest.mark.process
+def test_rows_are_kept_where_it_is_stopped_or_a_loader_dies(checkpoint, mixed, tmp_path):
+    """Paths come from a pipe that stays open, so that it is stopped in the middle; a pipe among them is no image."""
+    os.mkfifo(tmp_path / "pipe.png")
+    names = [*map(str, mixed[0]), str(tmp_path / "pipe.png")]
+    for case, workers in (("INT", 0), ("TERM", 0), ("loader", 1)):
+        to = tmp_path / f"{case}.csv"
+        words = [f"checkpoint={checkpoint}", f"to={to}", "batch_size=1", f"num_workers={workers}", "-"]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "robustfg.predict", *words], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True, preexec_fn=obey_interrupts,
+        )  # fmt: skip
+        process.stdin.write("\n".join(names) + "\n")
+        process.stdin.flush()
+        partial = tmp_path / f"{case}.csv.partial"
+        while not partial.exists() or partial.read_text().count("\n") < len(names) - 1:  # loaders read two ahead
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.1)
+        if case == "loader":
+            loaders = ["pgrep", "-P", str(process.pid), "-f", "robustfg.predict"]
+            os.kill(int(subprocess.run(loaders, capture_output=True, text=True).stdout), signal.SIGKILL)
+        else:
+            process.send_signal(getattr(signal, f"SIG{case}"))
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == {"INT": 130, "TERM": 143, "loader": 1}[case], errors
+        assert f"the rows so far are kept in {partial}" in errors
+        assert "Traceback" not in errors
+        rows = FORMATS["csv"](partial.read_text())
+        assert [row["image"] for row in rows] == names[: len(rows)]
+        assert len(rows) >= len(names) - 2
+        assert not to.exists()
 
 
 @pytest.mark.process

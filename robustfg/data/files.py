@@ -1,5 +1,7 @@
 """Splits whose images lie in files, and how such a file is read."""
 
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +22,8 @@ def read_image(path: Path, *, upright: bool = True) -> NDArray[np.uint8]:
         upright: turn the picture as its EXIF data say; False where annotations refer to the pixels as stored.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
+            raise ValueError("it is no regular file")
         with Image.open(path) as image:
             if image.mode[0] in "IF":  # Pillow would clip these to white
                 raise ValueError(f"mode {image.mode} has more than 8 bits per channel")

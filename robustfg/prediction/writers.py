@@ -1,11 +1,13 @@
 """Rows as a table, JSON lines or CSV, written while they come."""
 
 import csv
+import errno
 import json
+import os
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -16,6 +18,9 @@ from rich.text import Text
 from robustfg.errors import UserError
 
 Cell = str | float | bool | None
+PARTIAL = ".partial"
+FAILURES = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.ENOENT, errno.ESTALE, errno.EFBIG, errno.EACCES}
+"""What can happen to a file while it is written."""
 WIDTH = 160  # characters of a table that is not shown on a terminal
 
 
@@ -132,21 +137,54 @@ def writer_of(name: str | None, to: str | None) -> type[Writer]:
 
 @contextmanager
 def opened(to: str | None) -> Iterator[TextIO]:
-    """The stream for the rows: stdout, or a file that appears under its name once it is whole."""
+    """The stream for the rows: stdout, or a file that appears under its name once it is whole.
+
+    Until then, and where the command ends early, the rows so far lie in a file beside it, ``<name>.partial``. A pipe or
+    a device is written to directly.
+
+    Raises:
+        UserError: where the file cannot be written, or could not be any more.
+    """
     if to is None:
         sys.stdout.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # names need not be valid text
         yield sys.stdout
         return
     path = Path(to).expanduser()
-    beside = path.with_name(path.name + ".tmp")
+    if path.is_dir():
+        raise UserError(f"to={to} is a folder; name a file, such as to={path / 'rows.csv'}")
+    whole = path.is_file() or not path.exists()
+    beside = path.with_name(path.name + PARTIAL) if whole else path
     try:
         stream = beside.open("w", encoding="utf-8", errors="surrogateescape", newline="")
     except OSError as error:
         raise UserError(f"to={to}: {error.strerror}") from error
     try:
-        with stream:
+        try:
             yield stream
-        beside.replace(path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
+        finally:
+            stream.close()
+        if whole:
+            beside.replace(path)
+    except BaseException as error:
+        if whole:
+            _keep_whole_rows(beside)
+        if isinstance(error, OSError) and error.errno in FAILURES:
+            raise UserError(f"to={to}: {error.strerror}{kept(to)}") from error
         raise
+
+
+def _keep_whole_rows(path: Path) -> None:
+    """Takes half a row off the end of a file, and removes the file where it holds no row."""
+    with suppress(OSError):
+        content = path.read_bytes()
+        end = content.rfind(b"\n") + 1
+        if content.count(b"\n", 0, end) <= (1 if content.startswith(b"image,") else 0):
+            path.unlink()
+        elif end < len(content):
+            os.truncate(path, end)
+
+
+def kept(to: str | None) -> str:
+    """Where rows lie that were written before a command ended early, to be added to a message; empty for nowhere."""
+    beside = Path(to).expanduser().with_name(Path(to).name + PARTIAL) if to else None
+    return f"; the rows so far are kept in {beside}" if beside is not None and beside.exists() else ""

@@ -1,9 +1,10 @@
 """Callbacks of every training run."""
 
+import time
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EMAWeightAveraging, TQDMProgressBar
+from pytorch_lightning.callbacks import EMAWeightAveraging, ProgressBar, TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
 
@@ -57,3 +58,28 @@ class TrainingBar(TQDMProgressBar):
 
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+
+class TrainingLines(ProgressBar):
+    """A line for every epoch instead of a bar, for a log that is no terminal."""
+
+    def disable(self) -> None:
+        """Nothing: rank 0 alone prints."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.began, self.first = time.monotonic(), trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        done, last = trainer.current_epoch + 1, trainer.max_epochs or 0
+        spent = time.monotonic() - self.began
+        found = [f"{name} {float(value):.4g}" for name, value in trainer.progress_bar_metrics.items()]
+        left = clock(spent / (done - self.first) * max(last - done, 0))
+        print(f"epoch {done}/{last}: {', '.join(found)}; {clock(spent)}, about {left} left", flush=True)
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,0 +1,264 @@
+"""Whose a run's folder is, and what is left in it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from commands import config_of, obey_interrupts, run, start
+
+from robustfg import processes
+from robustfg.errors import UserError
+from robustfg.evaluate import evaluate
+from robustfg.folder import CLAIM, claimed, refuse_another_request, refuse_held
+from robustfg.processes import default_name, refuse_impossible_devices
+from robustfg.train import train
+
+QUICK = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "evaluation.checks=0",
+         "attack=fgsm")  # fmt: skip
+TWO = ("trainer.accelerator=cpu", "trainer.devices=2")
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from robustfg.folder import claimed
+with claimed(Path(sys.argv[1]), ["robustfg.train"]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_folder_is_held_by_one_process_until_it_ends_however_it_ends(tmp_path):
+    folder = tmp_path / "a" / "run"
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True)
+    assert holder.stdout.readline() == "held\n"
+    refusals = [lambda: refuse_held(folder), lambda: claimed(folder, []).__enter__()]
+    for refused in refusals:
+        with pytest.raises(UserError, match=rf"run is in use by process {holder.pid} on .* since .*another run_name"):
+            refused()
+    holder.kill()
+    holder.wait()
+    assert (folder / CLAIM).exists()  # a dead process's claim
+    refuse_held(folder)
+    with claimed(folder, ["again"]):
+        assert json.loads((folder / CLAIM).read_text())["command"] == ["again"]
+    assert list(folder.iterdir()) == []
+
+
+def ended_early(folder, error, *written):
+    with claimed(folder, []):
+        for name in written:
+            (folder / name).write_text("")
+        raise error
+
+
+def test_what_ends_before_anything_is_computed_leaves_no_folder_and_takes_nothing_of_others(tmp_path):
+    folder = tmp_path / "a" / "b" / "run"
+    (tmp_path / "a").mkdir()
+    with pytest.raises(UserError):
+        ended_early(folder, UserError("no"), "config.yaml", "splits.json")
+    with pytest.raises(KeyboardInterrupt):
+        ended_early(folder, KeyboardInterrupt())
+    assert list(tmp_path.rglob("*")) == [tmp_path / "a"]
+    with pytest.raises(KeyboardInterrupt):
+        ended_early(folder, KeyboardInterrupt(), "metrics.csv")
+    assert (folder / "metrics.csv").exists()
+    with pytest.raises(UserError):  # it was there before
+        ended_early(folder, UserError("no"))
+    assert [path.name for path in folder.iterdir()] == ["metrics.csv"]
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [("file", "is no folder"), ("file/below", "is no folder"), ("/proc/nothing/here", "cannot be written")],
+)
+def test_where_no_folder_can_be_the_place_is_named(tmp_path, place, message):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=message), claimed(tmp_path / place, []):
+        pass
+
+
+def test_without_locks_a_claim_is_believed_unless_its_process_is_known_to_be_dead(tmp_path, monkeypatch):
+    def unsupported(*_):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.lockf", unsupported)
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    host = os.uname().nodename
+    for about, free in (({"host": host, "pid": dead.pid}, True), ({"host": host, "pid": os.getpid()}, False),
+                        ({"host": "elsewhere", "pid": dead.pid}, False)):  # fmt: skip
+        (tmp_path / CLAIM).write_text(json.dumps(about))
+        if free:
+            with claimed(tmp_path, []):
+                pass
+        else:
+            with pytest.raises(UserError, match=r"or remove .*\.claim if it has ended"), claimed(tmp_path, []):
+                pass
+
+
+def test_a_name_given_twice_must_mean_the_same(tmp_path):
+    """What was asked stands beside what is found, also where no checkpoint was written."""
+    config = config_of("train", *QUICK)
+    folder = tmp_path / "run"
+    train(config, folder, command=[])
+    written = (folder / "config.yaml").read_text()
+    for options, part in ((["loss=gm"], "loss"), (["attack=quick"], "attack"), (["data.max_test_samples=9"], "data")):
+        with pytest.raises(UserError, match=rf"run_name=r: .*holds .* with another {part}"):
+            train(config_of("train", *QUICK, *options), folder, command=[])
+    refuse_another_request(config_of("train", *QUICK, "data.num_workers=2"), folder, training=True)
+    checkpoint = folder / "checkpoints" / "best.ckpt"
+    place = tmp_path / "evaluation"
+    options = (f"checkpoint={checkpoint}", "evaluation.checks=0", "attack=fgsm")
+    evaluate(config_of("evaluate", *options), place, command=[])
+    summary = (place / "robustness" / "summary.json").read_text()
+    for other, part in ((["attack=quick"], "attack"), (["evaluation.gallery=1"], "evaluation"),
+                        (["data.max_test_samples=9"], "data"), (["seed=1"], "seed"),
+                        ([f"checkpoint={checkpoint.with_name('last.ckpt')}"], "checkpoint")):  # fmt: skip
+        with pytest.raises(UserError, match=rf"run_name=r: .*holds an evaluation with another {part}"):
+            evaluate(config_of("evaluate", *options, *other), place, command=[])
+    assert (place / "robustness" / "summary.json").read_text() == summary
+    for lost in checkpoint.parent.iterdir():
+        lost.unlink()
+    with pytest.raises(UserError, match="holds a run with another seed"):
+        train(config_of("train", *QUICK, "seed=1"), folder, command=[])
+    assert (folder / "config.yaml").read_text() == written
+    (folder / "config.yaml").write_text("a: [1\n")
+    with pytest.raises(UserError, match=r"config.yaml is damaged \(.*remove the folder or choose another run_name"):
+        train(config, folder, command=[])
+
+
+@pytest.fixture
+def names(monkeypatch):
+    for name in (*processes._RANKS, *processes._CLUSTERS, processes._NAME, "WORLD_SIZE", "TORCHELASTIC_RUN_ID",
+                 "SLURM_NTASKS", "SLURM_STEP_ID"):  # fmt: skip
+        monkeypatch.delenv(name, raising=False)
+
+    def given(**environment):
+        for key, value in environment.items():
+            monkeypatch.setenv(key, value)
+        default_name.cache_clear()
+        return default_name()
+
+    yield given
+    default_name.cache_clear()
+    os.environ.pop(processes._NAME, None)
+
+
+def test_a_name_is_unique_to_a_command_and_the_same_on_all_its_ranks(names):
+    drawn = [names() for _ in range(50)]
+    assert len({*drawn}) == 50
+    assert names(LOCAL_RANK="1") == drawn[-1]  # started by Lightning, which gives the environment on
+    assert names(LOCAL_RANK="1", WORLD_SIZE="2", TORCHELASTIC_RUN_ID="x7") == "torchrun-x7"
+    assert names(SLURM_NTASKS="2", SLURM_JOB_ID="9", SLURM_STEP_ID="1", SLURM_PROCID="1") == "slurm-9.1"
+
+
+def test_ranks_without_a_name_in_common_need_a_run_name(names):
+    with pytest.raises(UserError, match="set run_name="):
+        names(WORLD_SIZE="2", TORCHELASTIC_RUN_ID="none")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"devices": 0}, {"devices": -1}, {"devices": [0, 1]}, {"devices": "two"}, {"devices": 1.5}, {"devices": True},
+     {"devices": 99 * (os.cpu_count() or 1)}, {"devices": 1, "num_nodes": 2}],
+    ids=str,
+)  # fmt: skip
+def test_devices_that_are_not_there_are_refused(options, names):
+    option = "num_nodes" if "num_nodes" in options else "devices"
+    with pytest.raises(UserError, match=f"trainer.{option}="):
+        refuse_impossible_devices({"accelerator": "cpu", "num_nodes": 1} | options)
+    refuse_impossible_devices({"accelerator": "cpu", "num_nodes": 1, "devices": "2"})
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="needs a machine without accelerator")
+def test_a_gpu_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="no GPU is found here"):
+        refuse_impossible_devices({"accelerator": "gpu", "num_nodes": 1, "devices": 1})
+
+
+@pytest.mark.process
+def test_refused_commands_leave_nothing_and_commands_at_once_get_folders_of_their_own(tmp_path):
+    """Mistakes that show while composing, while building, and once Lightning has begun; jobs of a multirun too."""
+    mistakes = [
+        ("train", "+typo=1"), ("train", *QUICK, "optimizer.lr=-1"), ("train", *QUICK, "trainer.precision=64-true"),
+        ("train", "-m", *QUICK, "optimizer.lr=-1,-2"), ("evaluate", "model.name=resnet18"),
+    ]  # fmt: skip
+    for words in mistakes:
+        done = run(*words, f"output={tmp_path / 'out'}", cwd=tmp_path)
+        assert done.returncode == 1, words
+        assert "Traceback" not in done.errors
+        assert list(tmp_path.rglob("*")) == [], words
+    started = [start("train", *QUICK, "test=false", f"output={tmp_path}", cwd=tmp_path) for _ in range(2)]
+    for process in started:
+        _, errors = process.communicate(timeout=240)
+        assert process.returncode == 0, errors
+    assert len(list(tmp_path.glob("digits-softmax/*/checkpoints/last.ckpt"))) == 2
+
+
+def waited_for(path, process):
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+
+
+def ranks(pid):
+    """Processes that a command has started for ranks of its own."""
+    listed = subprocess.run(["pgrep", "-P", str(pid), "-f", "robustfg|spawn_main"], capture_output=True, text=True)
+    return [*map(int, listed.stdout.split())]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("strategy", "victim"), [("ddp", "first"), ("ddp", "other"), ("ddp_spawn", "other")])
+def test_where_a_rank_dies_all_end_with_a_clear_last_line_and_the_folder_can_be_continued(tmp_path, strategy, victim):
+    """In an evaluation, whose ranks do not wait for each other; no other command gets in while it runs."""
+    train(config_of("train", *QUICK, "test=false"), tmp_path / "run", command=[])
+    options = (f"checkpoint={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}", "attack=pgd", "evaluation.checks=0",
+               "attack.pgd.steps=1000000", "run_name=e", f"output={tmp_path}", *TWO,
+               f"trainer.strategy={strategy}")  # fmt: skip
+    process = start("evaluate", *options, start_new_session=True)
+    folder = tmp_path / "evaluations" / "e"
+    waited_for(folder / "robustness" / "unfinished-00001.sqlite", process)
+    if victim == "first":
+        again = run("evaluate", *options)
+        assert again.returncode == 1
+        assert again.errors.splitlines()[-1].startswith(f"robustfg: {folder} is in use by process {process.pid}")
+    started = ranks(process.pid)
+    assert started
+    os.kill(process.pid if victim == "first" else started[-1], signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)  # until the last rank has let go of the streams
+    assert process.returncode == (-signal.SIGKILL if victim == "first" else 1)
+    last = errors.strip().splitlines()[-1]
+    assert "so all end; what is done is kept in" in last
+    assert "Traceback" not in errors
+    refuse_held(folder)
+
+
+@pytest.mark.process
+def test_a_log_gets_lines_and_an_interrupted_evaluation_says_what_is_kept(tmp_path):
+    train(config_of("train", *QUICK, "test=false"), tmp_path / "run", command=[])
+    words = (
+        f"checkpoint={tmp_path / 'run' / 'checkpoints' / 'best.ckpt'}", "evaluation.checks=0", "run_name=e",
+        "attack=[fgsm,pgd]", "data.eval_batch_size=20", "attack.pgd.steps=1000000", f"output={tmp_path}",
+    )  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "robustfg.evaluate", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=obey_interrupts,
+    )  # fmt: skip
+    folder = tmp_path / "evaluations" / "e"
+    lines = []
+    while not lines or not lines[-1].startswith("fgsm, batch 1/4: "):
+        lines.append(process.stdout.readline())
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert errors.strip().splitlines()[-1] == (
+        f"robustfg: interrupted; what is done is kept in {folder}; the same command with run_name=e continues it"
+    )
+    assert "% after 0:00:" in lines[-1]
+    assert "\r" not in "".join([*lines, output, errors])
