@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import LearningRateMonitor
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 from small_classifiers import classifier, data, guard, pgd, trainer
 from toy import Convolutions
+from two_ranks import found_by_two
 
 from robustfg.errors import UserError
 from robustfg.reporting.csv_logger import MetricsCsv
@@ -299,3 +300,11 @@ def test_rows_that_a_kill_left_incomplete_are_dropped(tmp_path):
     log = MetricsCsv(path)
     with pytest.warns(UserWarning, match=r"metrics\.csv has lost 4 of 4 rows"):
         log.rewind(4)
+
+
+@pytest.mark.process
+def test_two_processes_of_which_one_is_told_stop_together_and_continue_to_the_same_weights(tmp_path):
+    for found in found_by_two("stopped_ranks.py", tmp_path):
+        assert [found[part]["stopped"] for part in ("whole", "first", "second")] == [False, True, False]
+        assert found["first"]["step"] == 4  # the first of three steps in the second epoch
+        assert differing(found["whole"]["weights"], found["second"]["weights"]) == []
