@@ -207,7 +207,7 @@ def test_on_a_copy_what_is_told_is_the_models_own_word(engine):
             output = model(attempt.image)
         wrong = output.logits.argmax(1) != label
         known = torch.minimum(known, output.scores["far"].masked_fill(~wrong, torch.inf))
-        assert torch.equal(attempt.least, known)
+        assert torch.allclose(attempt.least, known, rtol=1e-5, atol=1e-5)  # other batches are summed in another order
         close = 0.2 if engine.autocast else 1e-4
         assert torch.allclose(attempt.least, other.least, rtol=close, atol=close) or engine.autocast
         more = attempt.forwards - other.forwards
