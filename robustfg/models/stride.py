@@ -48,7 +48,7 @@ def _first_strided(network: Any, image_size: int) -> tuple[int, list[Any]]:
     try:
         with torch.no_grad():
             side = network.eval().forward_features(torch.zeros(1, 3, image_size, image_size)).shape[2]
-    except RuntimeError:
+    except Exception:  # networks fail in any way, and are measured again afterwards
         side = 0  # too small an image, for one
     finally:
         network.train(training)

@@ -1,0 +1,74 @@
+"""No backbone keeps a parameter that its feature map does not depend on."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from robustfg.checkpoint import Checkpoint
+from robustfg.errors import UserError
+from robustfg.models import Backbone
+
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+from two_ranks import found_by_two
+
+
+@pytest.mark.process
+def test_every_family_and_every_loss_trains_on_two_ranks_that_wait_for_every_gradient(tmp_path):
+    for found in found_by_two("reached_ranks.py", tmp_path):
+        assert {name: error for name, error in found.items() if error} == {}
+        assert len(found) > 30
+
+
+def test_parameters_that_nothing_depends_on_are_left_out():
+    backbone = Backbone(name="test_convnext", image_size=64)
+    assert backbone.unreached == ("network.head.norm.weight", "network.head.norm.bias")
+    backbone(torch.rand(2, 3, 64, 64)).square().mean().backward()
+    assert all(value.grad is not None for value in backbone.parameters())
+    assert Backbone(name="test_resnet", image_size=64).unreached == ()
+
+
+def test_older_checkpoints_that_hold_them_are_loaded():
+    backbone = Backbone(name="test_convnext", image_size=64)
+    older = backbone.state_dict() | {name: torch.zeros(64) for name in backbone.unreached}
+    backbone.load_state_dict(older)
+    with pytest.warns(UserWarning, match=r"checkpoint=old\.ckpt: .*head\.norm.* left out"):
+        Checkpoint(Path("old.ckpt"), "checkpoint", {}, (), older).load_into(backbone)
+    with pytest.raises(UserError, match="network.other unknown"):
+        Checkpoint(Path("old.ckpt"), "checkpoint", {}, (), older | {"network.other": torch.zeros(1)}).load_into(
+            backbone
+        )
+
+
+@pytest.mark.parametrize("name", ["coat_tiny", "efficientvim_m1"])
+def test_networks_without_a_single_map_are_refused_in_one_line(name):
+    with pytest.raises(
+        UserError, match=rf"model\.name={name} cannot be a backbone: its features.*another network"
+    ) as e:
+        Backbone(name=name, image_size=224)
+    assert "\n" not in str(e.value)
+
+
+def test_a_volo_gives_its_tokens_as_a_map_without_the_class_token():
+    backbone = Backbone(name="volo_d1_224", image_size=64).eval()
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        tokens = backbone.network.forward_features(backbone.normalise(image))
+        assert torch.allclose(backbone(image).flatten(2).transpose(1, 2), tokens[:, 1:], atol=1e-4)
+
+
+def test_a_network_with_weights_of_five_dimensions_takes_any_layout():
+    assert timm.is_model("lambda_resnet26t")
+    for choice in ("auto", True, False):
+        assert Backbone(name="lambda_resnet26t", image_size=64, channels_last=choice).channels == 2048
+
+
+@pytest.mark.parametrize(
+    "options", [{"channels": [4]}, {"layers": "x"}, {"act_layer": "none_such"}, {"norm_layer": 3}, {"img_sise": 3}]
+)
+def test_options_that_a_network_refuses_in_any_way_are_told_in_one_line(options):
+    with pytest.raises(UserError, match=r"model\.(options do not fit|name=)") as error:
+        Backbone(name="resnet18", image_size=64, options=options)
+    assert "\n" not in str(error.value)
