@@ -101,7 +101,9 @@ class Engine:
 
 
 class Run:
-    """A prepared model. The first question is answered by the model itself. Where a search is long enough, a copy answers the others, unless
+    """A prepared model.
+
+    The first question is answered by the model itself. Where a search is long enough, a copy answers the others, unless
     the model draws random numbers. The model gets images of its own, which it may write over, in the type of its
     weights if it refuses them as they are. Answers in half precision become float32.
 
