@@ -96,7 +96,7 @@ class Engine:
             passes: about how many will be asked for.
         """
         compiles = self.compile not in (False, "cudagraphs")
-        with attackable(model, listens=not compiles), keyed_generators(image.device, *key, "model"):
+        with attackable(model, listens=not compiles, buffers=True), keyed_generators(image.device, *key, "model"):
             yield Run(self, bare(model), classes, key, passes)
 
 
