@@ -96,7 +96,7 @@ class Engine:
             passes: about how many will be asked for.
         """
         compiles = self.compile not in (False, "cudagraphs")
-        with attackable(model, listens=not compiles), keyed_generators(image.device, *key, "model"):
+        with attackable(model, listens=not compiles, buffers=True), keyed_generators(image.device, *key, "model"):
             yield Run(self, bare(model), classes, key, passes)
 
 
@@ -129,6 +129,7 @@ class Run:
         self.own_word, self.copied = True, False
         self._quick, self._quickens = quick, quick is None and passes >= FEW and not isinstance(itself, AsItIs)
         self._type: torch.dtype | None = None
+        self._former: Model | None = None  # a copy that was given up
         self._asked = 0
         self._spread = torch.zeros(())
         self._passes: Counter[int] = Counter()
@@ -151,9 +152,13 @@ class Run:
         return self._in_pieces(ask, image, index)
 
     @torch.no_grad()
-    def again(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
-        """What answered last is asked about other images, only to compare it."""
-        return average([self._in_pieces(self._quickly, image, index) for _ in range(self.engine.samples)])
+    def again(self, image: Tensor, index: Tensor) -> Output | Tensor | None:
+        """What the copy says of other images, only to compare it, also after it was given up; None if it fails."""
+        former, self._quick = self._quick, self._quick or self._former
+        try:
+            return None if self._quick is None else self._in_pieces(self._quickly, image, index)
+        finally:
+            self._quick = former
 
     @torch.no_grad()
     def own(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
@@ -163,13 +168,13 @@ class Run:
 
     def otherwise(self, own: Tensor, other: Tensor) -> Tensor:
         """For which of its own logits ``(n, K)`` a copy has given others than rounding makes, ``(n,)`` bool."""
-        half = self.engine.half is not None or torch.is_autocast_enabled(own.device.type)
-        share, least = (10 * AGREEMENT, 10 * AGREEMENT) if half else (AGREEMENT, ROUNDING)
-        return apart(own, other, share, least * self._spread)
+        if self.engine.half is not None or torch.is_autocast_enabled(own.device.type):
+            return apart(own, other, 10 * AGREEMENT, 10 * AGREEMENT * self._spread)
+        return apart(own, other, AGREEMENT, ROUNDING * self._spread)
 
     def give_up(self) -> None:
         """The model itself answers from here on: a copy has answered otherwise."""
-        self._quick = None
+        self._former, self._quick = self._quick or self._former, None
 
     def doubt(self, output: Output | Tensor) -> Tensor:
         """How far a logit must lead in ``output`` so that it also does in the model itself, ``(n,)``; to aim at."""
@@ -251,7 +256,7 @@ class Run:
         except Exception as error:  # a speed-up never ends an attack
             if self.engine.compile:
                 warnings.warn(f"engine.compile: the model runs as it is, {error}", stacklevel=2)
-            self.give_up()
+            self._quick = None
             return self._own(image)
 
     def _searched(self, quick: Model, image: Tensor) -> Output | Tensor:

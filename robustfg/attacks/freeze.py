@@ -41,7 +41,7 @@ def bare(model: Model) -> Model:
 
 
 @contextmanager
-def attackable(model: Model, *, listens: bool = True) -> Iterator[None]:
+def attackable(model: Model, *, listens: bool = True, buffers: bool = False) -> Iterator[None]:
     """Freezes a model's parameters and switches it to eval mode, also when called under ``inference_mode``.
 
     Modules that a function, a bound method or a plain list hides are switched, too, before they run. Modes, flags and
@@ -50,6 +50,7 @@ def attackable(model: Model, *, listens: bool = True) -> Iterator[None]:
     Args:
         model: a module or a function.
         listens: look at every module that runs inside; compilers mind.
+        buffers: put small buffers back, too; false where something is fitted inside.
     """
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
@@ -57,7 +58,7 @@ def attackable(model: Model, *, listens: bool = True) -> Iterator[None]:
         token = pixels_checked.set(True)
         stack.callback(lambda: pixels_checked.reset(token))
         if not isinstance(model, AsItIs):
-            held = _Held()
+            held = _Held(buffers)
             stack.callback(held.restore)
             for module in held_by(model):
                 held.take(module)
@@ -122,7 +123,8 @@ def _names(code: CodeType) -> list[str]:
 class _Held:
     """The modules of one attack and how they were."""
 
-    def __init__(self) -> None:
+    def __init__(self, buffers: bool) -> None:
+        self._keeps = buffers
         self._thread = threading.get_ident()
         self._known: set[nn.Module] = set()
         self._training: list[nn.Module] = []
@@ -147,7 +149,7 @@ class _Held:
         trainable = [p for part in parts for p in part.parameters(recurse=False) if p.requires_grad]
         self._training += training
         self._trainable += trainable
-        for part in parts:
+        for part in parts if self._keeps else ():
             for name, buffer in part.named_buffers(recurse=False):
                 if buffer.numel() <= SMALL and not buffer.is_inference():
                     self._buffers.append((part, name, buffer, buffer.detach().clone()))

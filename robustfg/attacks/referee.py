@@ -60,7 +60,8 @@ class Referee:
         """Doubts those of the samples ``rows`` ``(n,)`` for which a copy answered ``otherwise`` ``(n,)``."""
         if bool(otherwise.any()):
             self.doubted[rows[otherwise]] = True
-            self.run.give_up()
+            if not self.run.own_word:
+                self.run.give_up()
 
     def answered(self, image: Tensor, output: Output | Tensor, ledger: Ledger) -> None:
         """Keeps what a copy said of every sample still attacked, ``(b, C, H, W)``, where no best image is kept."""
@@ -92,10 +93,12 @@ class Referee:
         image, index, seen = ledger.now.image[rows], self.index[ledger.rows[rows]], None
         if not keeps and self._last is not None:
             image, seen = self._last[0][rows], self._last[1][rows]
-        elif not self.run.own_word:
-            seen = logits_of(self.run.again(image, index))
+        elif (told := self.run.again(image, index)) is not None:
+            seen = logits_of(told)
         own = self.run.own(image, index)
-        if seen is not None:
+        if seen is None:  # the copy has failed
+            self.doubted[ledger.rows[rows]] = True
+        else:
             self.note(self.run.otherwise(logits_of(own), seen), ledger.rows[rows])
         if keeps:
             ledger.told(rows, -decision(own, label[rows]))

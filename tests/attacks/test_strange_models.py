@@ -24,6 +24,7 @@ from robustfg.attacks import (
     PGD,
     CrossEntropy,
     DifferenceOfLogitsRatio,
+    Engine,
     KullbackLeibler,
     Linf,
     Margin,
@@ -320,6 +321,25 @@ def test_a_copy_that_takes_another_way_than_the_model_is_given_up_and_the_sample
         alone = torch.cat([model(picture[None]).argmax(1) for picture in attempt.image])
         if len(one) == 4:  # all on one side: no path changes with the company
             assert torch.equal(attempt.margin < 0, alone != label)
+
+
+@pytest.mark.parametrize("attack", ["pgd", "last iterate", "fmn"])
+def test_whom_a_copy_misjudges_the_model_itself_is_attacked_for_from_the_start(attack, monkeypatch):
+    model, image = net(), images(COUNT, seed=3)
+    label, made = model(image).argmax(1), ATTACKS[attack]
+    (expected,) = replace(made, engine=Engine(fold=False)).attempts(model, image, label)
+    bright = image.mean((1, 2, 3)).sort().values[COUNT // 2]
+
+    def misled(picture):  # sees no slope on brighter images, and is sure of what the label is
+        own, there = model(picture), (picture.mean((1, 2, 3)) >= bright)[:, None]
+        return torch.where(there, (own * 5).detach(), own)
+
+    monkeypatch.setattr("robustfg.attacks.engine.folded", lambda model, image: (model(image), misled))
+    (found,) = made.attempts(model, image, label)
+    assert torch.equal(model(found.image).argmax(1) != label, model(expected.image).argmax(1) != label)
+    again = found.forwards > expected.forwards + 2
+    assert again.any()
+    assert torch.equal(found.image[again], expected.image[again])
 
 
 def test_weights_that_change_between_calls_are_those_attacked():
