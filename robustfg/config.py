@@ -1,5 +1,6 @@
 """Where conf/ lies, the root schema, and build(): the only place that instantiates what a config names."""
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -171,7 +172,7 @@ def _fit(node: Any, option: str) -> Any:
     if not isinstance(node, Mapping):
         return node
     fit = {key: _fit(value, f"{option}.{key}") for key, value in node.items()}
-    target = _found(str(node.get("_target_")))
+    target = _found(str(node["_target_"])) if "_target_" in node else None
     if target is None:  # instantiating tells why
         return fit
     given = {str(key): value for key, value in fit.items() if not str(key).startswith("_")}
@@ -180,10 +181,14 @@ def _fit(node: Any, option: str) -> Any:
 
 def _found(target: str) -> Any:
     """What a ``_target_`` names; None where it cannot be imported, which can go wrong in any way."""
+    log = logging.getLogger("hydra.utils")
+    before, log.disabled = log.disabled, True  # what it says of failures, instantiating says again
     try:
         return get_object(target)
     except Exception:
         return None
+    finally:
+        log.disabled = before
 
 
 def _told_of(error: Exception, node: Mapping[str, Any], option: str) -> UserError:

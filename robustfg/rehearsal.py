@@ -1,5 +1,6 @@
 """What can be refused before training or an evaluation starts is refused here."""
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -115,8 +116,8 @@ def rehearse_evaluation(
         for objective in _objectives(attack):
             try:
                 objective(output, label)
-            except Exception as error:
-                raise UserError(f"attack.{name}: its objective {objective.name} cannot be taken of this model: {error}") from error
+            except UserError as error:
+                raise UserError(f"attack.{name} cannot be run on this model: {error}") from error
 
 
 def _answer(classifier: Classifier, size: int, layers: tuple[str, ...]) -> tuple[Output, Tensor]:
@@ -137,9 +138,10 @@ def _answer(classifier: Classifier, size: int, layers: tuple[str, ...]) -> tuple
 
 
 def _objectives(thing: Any) -> Iterator[Objective]:
-    """Every objective of an attack and of the attacks in it."""
+    """Every objective of output and label, in an attack and in the attacks in it."""
     if isinstance(thing, Objective) and not isinstance(thing, Attack):
-        yield thing
+        if list(inspect.signature(thing.__call__).parameters) == ["output", "label"]:  # not those with a target
+            yield thing
         return
     if isinstance(thing, Mapping):
         parts = list(thing.values())

@@ -20,9 +20,14 @@ def classes_of(image: Tensor, label: Tensor, index: Tensor | None = None) -> int
     Raises:
         UserError: for anything else.
     """
+    for name, given in {"images": image, "labels": label, "sample ids": index}.items():
+        if not (isinstance(given, Tensor) or (given is None and name == "sample ids")):
+            raise UserError(f"{name} must be a torch.Tensor, got {_kind(given)}; {_MADE[name]}")
     shapes = tuple(image.shape), tuple(label.shape)
     if image.dim() != 4 or label.shape != image.shape[:1]:
-        raise UserError(f"need images (B, C, H, W) and labels (B,), got {shapes[0]} and {shapes[1]}")
+        raise UserError(
+            f"need images (B, C, H, W) and labels (B,), got {shapes[0]} and {shapes[1]}{_shape_hint(image, label)}"
+        )
     if index is not None and index.shape != label.shape:
         raise UserError(f"need one sample id per image, got {tuple(index.shape)} for {shapes[1]}")
     if image.dtype not in (torch.float32, torch.float64):
@@ -35,15 +40,40 @@ def classes_of(image: Tensor, label: Tensor, index: Tensor | None = None) -> int
             raise UserError(f"{name} must be int64, got {whole.dtype}")
         if whole is not None and whole.device != image.device:
             raise UserError(f"{name} must lie on the images' device {image.device}, got {whole.device}")
+    if min(image.shape[1:3]) > 4 and image.shape[3] in (1, 3):
+        raise UserError(f"images must be (B, C, H, W), got {shapes[0]}; take images.permute(0, 3, 1, 2)")
     if not image.numel():
         return 0
     ends = [image.amin(), image.amax(), label.amin(), label.amax()]
     low, high, least, largest = torch.stack([end.double() for end in ends]).tolist()
     if not (low >= 0 and high <= 1):
-        raise UserError(f"images must lie in [0, 1] (normalise inside the model), got [{low:.3g}, {high:.3g}]")
+        raise UserError(f"images must lie in [0, 1] (normalise inside the model), got [{low!r}, {high!r}]")
     if least < 0:
         raise UserError(f"labels must be classes from 0, got {least:.0f}")
     return int(largest) + 1
+
+
+_MADE = {
+    "images": "such as torch.stack([torchvision.transforms.functional.to_tensor(picture) for picture in pictures])",
+    "labels": "such as torch.as_tensor(labels, dtype=torch.int64)",
+    "sample ids": "such as torch.arange(len(labels))",
+}
+"""How to come by the tensors."""
+
+
+def _kind(thing: object) -> str:
+    return f"{type(thing).__module__}.{type(thing).__qualname__}".removeprefix("builtins.")
+
+
+def _shape_hint(image: Tensor, label: Tensor) -> str:
+    """What is most likely wrong with shapes that do not fit."""
+    if image.dim() == 3:
+        return "; a single image needs a batch dimension: image[None]"
+    if image.dim() == 4 and label.dim() == 2 and len(label) == len(image):
+        return "; labels are class numbers, not one-hot rows: labels.argmax(1)"
+    if label.dim() == 0:
+        return "; a single label needs a batch dimension: label[None]"
+    return ""
 
 
 def checked(answer: Output | Tensor, images: int, classes: int = 0) -> Output | Tensor:
