@@ -213,7 +213,10 @@ def _takes(config: Mapping[str, Any], option: str) -> bool:
     except Exception:  # importing can fail in any way, and the names in annotations too
         return False
     members = typing.get_args(hint) or (hint,)
-    return any(isinstance(kind := typing.get_origin(part) or part, type) and issubclass(kind, Mapping) for part in (hint, *members))
+    return any(
+        isinstance(kind := typing.get_origin(part) or part, type) and issubclass(kind, Mapping)
+        for part in (hint, *members)
+    )
 
 
 def _without(option: str, command: str, words: list[str]) -> dict[str, Any]:

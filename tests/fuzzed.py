@@ -9,7 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from commands import config_of
 from hydra import compose, initialize_config_dir
@@ -60,7 +59,14 @@ def composed(group, name):
     elif group == "callbacks":
         choice = [f"callbacks=[default,{name}]" if name != "default" else "callbacks=default"]
     elif group == "unknown":
-        choice = [f"unknown={name}", "detector=energy", "data=birds", "data.source.train=64", "data.source.test=32", "data.source.image_size=16"]
+        choice = [
+            f"unknown={name}",
+            "detector=energy",
+            "data=birds",
+            "data.source.train=64",
+            "data.source.test=32",
+            "data.source.image_size=16",
+        ]
     else:
         choice = [f"{group}={name}"] if group else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -161,7 +167,9 @@ def judged(message, option):
     if "\n" in message:
         return f"several lines: {message!r}"
     parts = option.split(".")
-    named = any(re.search(rf"\b{re.escape(part)}\b", message) for part in (option, parts[-1], ".".join(parts[:2]), parts[0]))
+    named = any(
+        re.search(rf"\b{re.escape(part)}\b", message) for part in (option, parts[-1], ".".join(parts[:2]), parts[0])
+    )
     return None if named else f"names no option: {message!r}"
 
 

@@ -161,9 +161,7 @@ def test_a_value_that_can_be_used_or_is_not_a_number_alone_is_let_through(given)
 
 def test_arguments_of_lightnings_trainer_are_known():
     trainer = get_object("pytorch_lightning.Trainer")
-    fitting(
-        trainer, {"max_epochs": 3, "precision": "16-mixed", "devices": "auto", "limit_train_batches": 0.5}, "t"
-    )
+    fitting(trainer, {"max_epochs": 3, "precision": "16-mixed", "devices": "auto", "limit_train_batches": 0.5}, "t")
     with pytest.raises(UserError, match="t.max_epochs must be a whole number or null, got two"):
         fitting(trainer, {"max_epochs": "two"}, "t")
     with pytest.raises(UserError, match="no option t.max_epoch; did you mean t.max_epochs"):

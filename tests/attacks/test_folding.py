@@ -7,7 +7,7 @@ import timm
 import torch
 from torch import nn
 
-from robustfg.attacks import FGSM, PGD, CrossEntropy, Engine, GradientAttack, Linf, folding
+from robustfg.attacks import FGSM, PGD, CrossEntropy, Engine, GradientAttack, Linf
 from robustfg.attacks.folding import folded
 from robustfg.models import Backbone, layout
 
