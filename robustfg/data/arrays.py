@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +18,18 @@ class ArraySplit:
     """``(N,)``."""
     name: str
     """Prefix of the keys, such as ``"train"``."""
+    numbers: NDArray[np.int64] | None = None
+    """``(N,)``: of the images in the data set, for keys that no other split uses; None for their positions."""
 
     @property
     def keys(self) -> Sequence[str]:
-        return [f"{self.name}/{position:06d}" for position in range(len(self.labels))]
+        numbers = range(len(self.labels)) if self.numbers is None else self.numbers.tolist()
+        return [f"{self.name}/{number:06d}" for number in numbers]
 
     def image(self, position: int) -> NDArray[np.uint8]:
         pixels = self.images[position]
         return np.repeat(pixels[..., None], 3, axis=2) if pixels.ndim == 2 else pixels
+
+    def content(self, position: int) -> bytes:
+        """A digest of the pixels."""
+        return blake2b(np.ascontiguousarray(self.images[position]), digest_size=16).digest()

@@ -5,6 +5,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,10 @@ def read_image(path: Path, *, upright: bool = True) -> NDArray[np.uint8]:
         with Image.open(path) as image:
             if image.mode[0] in "IF":  # Pillow would clip these to white
                 raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
-            return np.array((ImageOps.exif_transpose(image) if upright else image).convert("RGB"))
+            turned = ImageOps.exif_transpose(image) if upright else image
+            if "transparency" in turned.info:  # from a palette to RGB, Pillow warns
+                turned = turned.convert("RGBA")
+            return np.array(turned.convert("RGB"))
     except Exception as error:  # decoders raise all sorts of things on damaged files
         raise UserError(f"cannot read the image {path} ({error}); replace or remove it") from error
 
@@ -40,6 +44,8 @@ class FileSplit:
     keys: Sequence[str]
     """Paths below the root."""
     labels: NDArray[np.int64] = field(repr=False)
+    known_sizes: NDArray[np.int64] | None = field(default=None, repr=False, kw_only=True)
+    """Bytes of every file, ``(N,)``, where a listing has told them; -1 for a file that is gone."""
 
     def image(self, position: int) -> NDArray[np.uint8]:
         """Decodes as RGB, turned as its EXIF data say. Raises ``UserError`` with the path if that fails."""
@@ -48,12 +54,21 @@ class FileSplit:
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
         """Bytes of every file, ``(N,)``. Raises ``UserError`` that names the first missing one."""
+        if self.known_sizes is not None:
+            return self.known_sizes
         try:
             return np.array([(self.root / key).stat().st_size for key in self.keys], np.int64)
         except OSError as error:
             raise UserError(
                 f"data.root={self.root}: the image {error.filename} is missing; unpack the archive again"
             ) from error
+
+    def content(self, position: int) -> bytes:
+        """A digest of the file's bytes; empty where it cannot be read."""
+        try:
+            return blake2b((self.root / self.keys[position]).read_bytes(), digest_size=16).digest()
+        except OSError:
+            return b""
 
     def companions(self) -> Iterator[Path]:
         """Every file that is read beside the images, such as masks; none by default."""
