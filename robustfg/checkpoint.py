@@ -31,6 +31,7 @@ class Checkpoint:
         state: the weights by name.
         epochs: how many whole epochs they were trained for.
         steps: how many optimizer steps.
+        splits: which samples the run trains, chooses and tests on, packed; None in files of earlier versions.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Checkpoint:
     state: dict[str, Tensor]
     epochs: int = 0
     steps: int = 0
+    splits: str | None = None
 
     @classmethod
     def read(cls, path: str | Path, option: str = "checkpoint") -> "Checkpoint":
@@ -65,7 +67,7 @@ class Checkpoint:
         ):
             raise UserError(f"{option}={path} was not written by robustfg.train")
         return cls(path, option, ours["config"], tuple(ours["classes"]), content["state_dict"], _epochs(content),
-                   int(content.get("global_step", 0)))  # fmt: skip
+                   int(content.get("global_step", 0)), ours.get("splits"))  # fmt: skip
 
     def load_into(self, module: nn.Module) -> None:
         """Copies the weights into a module of the same architecture. Raises ``UserError`` if it is another.

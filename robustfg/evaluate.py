@@ -49,7 +49,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
         The worst-case accuracy.
     """
     # Only now, so that --help and --cfg need none of it.
-    from robustfg import assemble, rehearsal, run
+    from robustfg import assemble, rehearsal, run, splitting
     from robustfg.checkpoint import Checkpoint
     from robustfg.lifeline import Lifeline
 
@@ -57,15 +57,19 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
     refuse_held(folder)
     if config["checkpoint"] is None:
         data = assemble.data_of(config)
+        data.trained = None  # by its publisher, on what nobody here knows
         classifier = assemble.published_classifier_of(config, data.classes)
     else:
         checkpoint = Checkpoint.read(config["checkpoint"])
+        chosen_data = "_target_" in config["data"]
         config = with_stored(config, checkpoint.config)
         data = assemble.data_of(config)
         checkpoint.expect_classes(data.classes)
+        splitting.follow_checkpoint(data, checkpoint, config["data"], chosen=chosen_data)
         classifier = assemble.classifier_of(config, checkpoint.classes)
         checkpoint.load_into(classifier)
     refuse_another_request(config, folder, training=False)
+    run.say(*data.found())
     evaluation = assemble.evaluation_of(config, folder, data)
     advice = run.how_to_continue(config, folder)
     callbacks = [Lifeline(advice), evaluation]
@@ -125,6 +129,10 @@ def headed(stored: dict[str, Any], chosen: dict[str, Any] | None) -> dict[str, A
 def merged(stored: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
     """A stored data node with the chosen values that are not None; a new root reaches the source too."""
     changes = {key: value for key, value in chosen.items() if value is not None}
+    if "source" in changes:
+        raise UserError(
+            "data.source cannot be set for the data of a checkpoint; choose data=… too"
+        )
     unknown = sorted(changes.keys() - stored.keys() - {"eval_batch_size", "cache", "num_workers", "max_test_samples"})
     if unknown:
         raise UserError(f"data.{unknown[0]} is no option of the data this checkpoint was trained on")

@@ -24,6 +24,7 @@ from yaml import YAMLError
 from robustfg.config import CONF
 from robustfg.errors import UserError
 from robustfg.option_names import NoOptionError, alike, names_of
+from robustfg.text import printable
 from robustfg.words import as_typed, key_of
 
 TRACEBACK = "ROBUSTFG_TRACEBACK"
@@ -138,7 +139,7 @@ def _composing(error: Exception) -> str:
 
 def _line(message: str) -> str:
     """The last line of a command that fails."""
-    return f"robustfg: {' '.join(message.split())}".replace("robustfg: robustfg: ", "robustfg: ")
+    return printable(f"robustfg: {' '.join(message.split())}").replace("robustfg: robustfg: ", "robustfg: ")
 
 
 def told(error: Exception, command: str, words: list[str]) -> str:

@@ -33,6 +33,8 @@ from robustfg.folder import write_hydra
 from robustfg.processes import starter
 from robustfg.provenance import provenance
 from robustfg.reporting import print_summary, write_page
+from robustfg.splitting import follow_start
+from robustfg.text import printable
 from robustfg.training.continuing import LastCheckpoint
 
 UNHELPFUL = (
@@ -88,7 +90,9 @@ def look_back(config: Mapping[str, Any], trainer: pl.Trainer, last: Path) -> Non
             logger._kwargs["purge_step"] = checkpoint.steps
 
 
-def start_from(config: Mapping[str, Any], classifier: Classifier, folder: Path) -> dict[str, str] | None:
+def start_from(
+    config: Mapping[str, Any], classifier: Classifier, data: DataModule, folder: Path
+) -> dict[str, str] | None:
     """Puts the weights of ``init_from`` into the classifier of a new run; a continued one has its own.
 
     Returns:
@@ -102,6 +106,7 @@ def start_from(config: Mapping[str, Any], classifier: Classifier, folder: Path) 
     checkpoint = Checkpoint.read(config["init_from"], "init_from")
     checkpoint.expect_classes(tuple(classifier.stored["classes"]))
     checkpoint.load_into(classifier)
+    follow_start(data, config["data"], checkpoint)
     say(f"Starting from {checkpoint.path}")
     return {"checkpoint": str(checkpoint.path.resolve()), "weights_sha256": weights_sha256(classifier)}
 
@@ -121,8 +126,7 @@ def write_origin(
     write_hydra(folder)
     origin = provenance(seed=config["seed"], splits=data.describe(), command=command, init_from=init_from)
     write_text(folder / "provenance.json", json.dumps(origin, indent=1) + "\n")
-    ids = {name: positions.tolist() for name, positions in data.positions.items()}
-    write_text(folder / "splits.json", json.dumps(ids) + "\n")
+    write_text(folder / "splits.json", json.dumps(data.splits().as_plain()) + "\n")
     for logger in loggers:
         logger.log_hyperparams(dict(config))
     say(f"Run folder: {folder}")
@@ -233,7 +237,7 @@ def _stop(*_: Any) -> None:
 @rank_zero_only
 def warn(text: str) -> None:
     """Prints a line on stderr, once for all processes."""
-    print(f"robustfg: {text}", file=sys.stderr, flush=True)
+    print(f"robustfg: {printable(text)}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -249,6 +253,7 @@ def dashboards_closed(config: Mapping[str, Any]) -> Iterator[None]:
 
 
 @rank_zero_only
-def say(text: str) -> None:
-    """Prints a line, once for all processes."""
-    print(text, flush=True)
+def say(*lines: str) -> None:
+    """Prints lines, once for all processes."""
+    for line in lines:
+        print(printable(line), flush=True)

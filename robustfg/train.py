@@ -47,7 +47,7 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
         The best value of ``monitor``, for sweeps that optimise it.
     """
     # Only now, so that --help and --cfg need none of it.
-    from robustfg import assemble, rehearsal, run
+    from robustfg import assemble, rehearsal, run, splitting
     from robustfg.lifeline import Lifeline
     from robustfg.training.continuing import LastCheckpoint
 
@@ -57,11 +57,14 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     refuse_held(folder)
     refuse_another_request(config, folder, training=True)
     data = assemble.data_of(config)
+    last = folder / "checkpoints" / "last.ckpt"
+    splitting.follow_run(data, last, f"run_name={config['run_name']}: the checkpoint to continue from")
     classifier = assemble.classifier_of(config, data.classes)
-    init_from = run.start_from(config, classifier, folder)
+    init_from = run.start_from(config, classifier, data, folder)
+    classifier.stored["splits"] = data.splits().packed()
+    run.say(*data.found())
     evaluation = assemble.evaluation_of(config, folder, data)
     validation = assemble.validation_of(config, data)
-    last = folder / "checkpoints" / "last.ckpt"
     advice = run.how_to_continue(config, folder)
     callbacks = [LastCheckpoint(last), Lifeline(advice), evaluation, *validation, *assemble.callbacks_of(config)]
     with claimed(folder, command), run.dashboards_closed(config):

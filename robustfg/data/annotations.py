@@ -97,6 +97,18 @@ def taxonomy_of(source: Source) -> Taxonomy:
     return {} if source.genera is None else {"genus": source.genera}
 
 
+@runtime_checkable
+class WithOrigin(Protocol):
+    """A source whose options decide what an image with a given key shows."""
+
+    origin: str
+
+
+def origin_of(source: Source) -> str | None:
+    """What tells a source from another one with the same keys; None where keys say it all."""
+    return source.origin if isinstance(source, WithOrigin) else None
+
+
 def privileged_of(source: Source) -> str | None:
     """What the classifier is told beyond the image at test time, as a clause; None for nothing."""
     return source.privileged if isinstance(source, WithPrivilege) else None

@@ -216,6 +216,7 @@ class Birds:
         self.genera: tuple[str, ...] | None = tuple(s.genus for s in species)
         self.taxonomy: Taxonomy = {"genus": self.genera}
         self.deciding_parts = tuple(s.deciding_parts for s in species)
+        self.origin = f"birds, seed {seed}, difficulty {difficulty:g}, {image_size} pixels"
         self._drawn = partial(BirdSplit, image_size=image_size, difficulty=difficulty, seed=seed)
         self.train = self.drawn("train", train, species)
         self.test = self.drawn("test", test, species)

@@ -11,11 +11,13 @@ from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
 
-from robustfg.data.annotations import WithFiles
+from robustfg.data.annotations import WithFiles, origin_of
+from robustfg.data.hygiene import Images
 from robustfg.data.sampler import EpochSampler, ExactDistributedSampler
 from robustfg.data.samples import FitSquare, Samples, Transform
 from robustfg.data.source import Source, Split
 from robustfg.data.splits import Positions, balanced_subset, fingerprint, manifest, stratified
+from robustfg.data.stored import Members, Splits
 from robustfg.errors import UserError
 from robustfg.types import Batch
 
@@ -43,6 +45,10 @@ class DataModule(pl.LightningDataModule):
 
     Attributes:
         evaluated: the split that ``trainer.test`` reads.
+        trained: where the images lie that the model was trained or chosen on, as splits and positions by name; by
+            default ``"train"`` and ``"val"``. Empty where they are not at hand; None where none are known.
+        changed: by split, how many files are not what they were when the run began.
+        remarks: what must be read together with results on these samples.
     """
 
     def __init__(
@@ -79,8 +85,14 @@ class DataModule(pl.LightningDataModule):
         self.fit_square = FitSquare(size=image_size, crop_ratio=crop_ratio, keep_aspect=keep_aspect)
         augmentations = [augment] if callable(augment) else augment
         self.augmented = v2.Compose([*augmentations, self.fit_square])
-        self.positions = self._split(val_fraction, split_seed, max_test_samples)
+        self.max_test_samples = max_test_samples
+        self.positions = self._split(val_fraction, split_seed)
         self.evaluated = "test"
+        self.stored: Splits | None = None
+        self.remarks: list[str] = []
+        self.trained: dict[str, Images] | None = self.training_images()
+        self.changed: dict[str, int] = {}
+        self._described: dict[str, dict[str, object]] = {}
         self._batches_seen = 0
         self._samples: dict[str, Samples] = {}
 
@@ -91,7 +103,38 @@ class DataModule(pl.LightningDataModule):
 
     def describe(self) -> dict[str, dict[str, object]]:
         """Size and fingerprint of every split, and of its files where images are files."""
-        return {name: described(self._split_of(name), positions) for name, positions in self.positions.items()}
+        return {name: self.described(name) for name in self.positions}
+
+    def described(self, name: str) -> dict[str, object]:
+        """The same of one split."""
+        if name not in self._described:
+            self._described[name] = described(self.split_of(name), self.positions[name])
+        return self._described[name]
+
+    def found(self) -> list[str]:
+        """Which data there is, in lines for the user."""
+        classes = ", ".join(self.classes[:6]) + (", …" if len(self.classes) > 6 else "")
+        lines = [*getattr(self.source, "found", ()), f"{len(self.classes):,} classes: {classes}"]
+        counts = []
+        for name, positions in self.positions.items():
+            each = np.bincount(np.asarray(self.split_of(name).labels)[positions], minlength=len(self.classes))
+            span = f"{each.min():,}" if each.min() == each.max() else f"{each.min():,} to {each.max():,}"
+            counts.append(f"{name} {len(positions):,} ({span} a class)")
+        how = "" if self.source.val is not None else "; val is a part of train"
+        how = "; the splits are those stored with the run" if self.stored is not None else how
+        return [*lines, f"images: {', '.join(counts)}{how}", *self.remarks]
+
+    def splits(self) -> Splits:
+        """Which samples belong to which split, to be stored with a run."""
+        if self.stored is not None:
+            return self.stored
+        whole = self.positions | {"test": np.arange(len(self.source.test.labels))}
+        members = {name: members_of(self.split_of(name), positions) for name, positions in whole.items()}
+        return Splits(self.classes, origin_of(self.source), self.source.val is None, members)
+
+    def training_images(self) -> dict[str, Images]:
+        """Where the images of ``"train"`` and ``"val"`` lie."""
+        return {name: (self.split_of(name), self.positions[name]) for name in ("train", "val")}
 
     def refuse_small(self, world: int, splits: Sequence[str]) -> None:
         """Raises ``UserError`` where a split has fewer samples than there are processes, or train lacks a class."""
@@ -112,8 +155,14 @@ class DataModule(pl.LightningDataModule):
 
     def keys(self, split: str) -> Mapping[int, str]:
         """Where every sample of a split comes from, by id."""
-        names = self._split_of(split).keys
+        names = self.split_of(split).keys
         return {int(position): names[position] for position in self.positions[split]}
+
+    def take(self, stored: Splits, positions: dict[str, Positions], remarks: list[str]) -> None:
+        """Takes positions that ``following.follow`` has found for the splits of a run."""
+        self.stored, self.positions, self.remarks = stored, positions, remarks
+        self._described, self._samples = {}, {}
+        self.trained = self.training_images()
 
     def samples(self, split: str) -> Samples:
         """The samples of ``"train"`` (augmented), ``"val"`` or ``"test"``; decoded once where ``cache`` is set."""
@@ -121,7 +170,7 @@ class DataModule(pl.LightningDataModule):
             transform = self.augmented if split == "train" else self.fit_square
             seed = self.seed if split == "train" else None
             self._samples[split] = Samples(
-                self._split_of(split), self.positions[split], transform, cache=self.cache, seed=seed
+                self.split_of(split), self.positions[split], transform, cache=self.cache, seed=seed
             )
         return self._samples[split]
 
@@ -191,17 +240,18 @@ class DataModule(pl.LightningDataModule):
     def _world(self) -> tuple[int, int]:
         return (self.trainer.world_size, self.trainer.global_rank) if self.trainer else (1, 0)
 
-    def _split(self, val_fraction: float, split_seed: int, max_test_samples: int | None) -> dict[str, Positions]:
+    def _split(self, val_fraction: float, split_seed: int) -> dict[str, Positions]:
         labels = np.asarray(self.source.train.labels)
         test = np.arange(len(self.source.test.labels))
-        if max_test_samples is not None:
-            test = balanced_subset(np.asarray(self.source.test.labels), max_test_samples)
+        if self.max_test_samples is not None:
+            test = balanced_subset(np.asarray(self.source.test.labels), self.max_test_samples)
         if self.source.val is not None:
             return {"train": np.arange(len(labels)), "val": np.arange(len(self.source.val.labels)), "test": test}
         train, val = stratified(labels, val_fraction, split_seed)
         return {"train": train, "val": val, "test": test}
 
-    def _split_of(self, name: str) -> Split:
+    def split_of(self, name: str) -> Split:
+        """The source's split in which the positions of a split lie."""
         if name == "test":
             return self.source.test
         return self.source.val if name == "val" and self.source.val is not None else self.source.train
@@ -228,3 +278,10 @@ def described(split: Split, positions: Positions) -> dict[str, object]:
         keys = [split.keys[position] for position in positions]
         facts["manifest_sha256"] = manifest(keys, split.sizes[positions], split.labels[positions])
     return facts
+
+
+def members_of(split: Split, positions: Positions) -> Members:
+    """Some samples of a split, by name."""
+    names = split.keys
+    sizes = split.sizes[positions] if isinstance(split, WithFiles) else None
+    return Members(positions, [names[p] for p in positions.tolist()], np.asarray(split.labels)[positions], sizes)

@@ -1,6 +1,6 @@
 """Any tree of images with one folder per class."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.files import FileSplit
 from robustfg.data.layout import TREE, Layout, layout_of
-from robustfg.data.listing import SHOWN, Listing, listed
+from robustfg.data.listing import SHOWN, Listing, Paths, listed
 from robustfg.data.splits import Positions, stratified
 from robustfg.data.stored import Members
 from robustfg.errors import UserError
@@ -101,6 +101,5 @@ def _refuse_empty_classes(folder: Path, labels: Positions, classes: Sequence[str
 
 
 def _subset(split: FileSplit, positions: Positions) -> FileSplit:
-    keys, sizes = split.keys, split.known_sizes
-    assert sizes is not None and isinstance(keys, Mapping | Sequence)
-    return FileSplit(split.root, keys.at(positions), split.labels[positions], known_sizes=sizes[positions])  # type: ignore[attr-defined]
+    assert isinstance(split.keys, Paths)
+    return FileSplit(split.root, split.keys.at(positions), split.labels[positions], known_sizes=split.sizes[positions])

@@ -153,7 +153,9 @@ def _refuse_other_classes(root: Path, tree: Tree, folders: dict[str, str], class
             if name not in classes:
                 like = [known for known in classes if _alike(known) == _alike(name)]
                 hint = f"; it has {like[0]!r}" if like else ""
-                raise UserError(f"{root / folder} has the class {name!r}, which {root / folders['train']} has not{hint}")
+                raise UserError(
+                    f"{root / folder} has the class {name!r}, which {root / folders['train']} has not{hint}"
+                )
         if missing := [name for name in classes if name not in tree.names(folder)]:
             raise UserError(f"{root / folder / missing[0]} is missing: every split needs images of every class")
 
@@ -167,7 +169,9 @@ def _left_out(
         told = ", ".join(f"{kind} {count:,}" for kind, count in kinds.most_common(5))
         left.append(f"{kinds.total():,} files that are no images ({told}{', …' if len(kinds) > 5 else ''})")
     beside = {folder for folder in ("", *folders.values()) if tree.images[folder]}
-    left += [f"{tree.images[folder]:,} images beside the folders in {folder or 'the root'}" for folder in sorted(beside)]
+    left += [
+        f"{tree.images[folder]:,} images beside the folders in {folder or 'the root'}" for folder in sorted(beside)
+    ]
     if "" not in folders.values():
         others = [name for name in names if name not in folders.values() and tree.below[name]]
         left += [f"the folder {name} with {tree.below[name]:,} images" for name in others]

@@ -75,11 +75,14 @@ class Paths(Sequence[str]):
         name = os.fsdecode(self.names[start : start + int(self.lengths[position])])
         return f"{folder}/{name}" if folder else name
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
     def at(self, positions: NDArray[np.int64]) -> "Paths":
         """Some of the paths, in the order of their positions."""
-        return Paths(
-            self.folders, self.folder[positions], self.names, self.starts[positions], self.lengths[positions]
-        )
+        return Paths(self.folders, self.folder[positions], self.names, self.starts[positions], self.lengths[positions])
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,17 @@ class Splits:
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise UserError(f"the stored splits are damaged ({error!r})") from error
 
+    def same(self, other: "Splits") -> bool:
+        """Whether the same samples with the same labels and ids are in the same splits."""
+        return (self.classes, self.origin, self.carved) == (other.classes, other.origin, other.carved) and all(
+            len(mine.ids) == len(theirs.ids)
+            and np.array_equal(mine.ids, theirs.ids)
+            and np.array_equal(mine.labels, theirs.labels)
+            and all(key == known for key, known in zip(mine.keys, theirs.keys, strict=True))
+            and (mine.sizes is None or theirs.sizes is None or np.array_equal(mine.sizes, theirs.sizes))
+            for mine, theirs in ((self.members[name], other.members[name]) for name in self.members)
+        )
+
     def packed(self) -> str:
         """The same as a short text, for checkpoints: a tenth of the size."""
         return base64.b85encode(zlib.compress(json.dumps(self.as_plain()).encode(), 6)).decode()
@@ -116,6 +127,11 @@ class Drawn(Protocol):
 
     def labels_of(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """Classes of today by key, ``(N,)``; -1 where there is no such sample."""
+
+
+def several(names: Sequence[str], what: str) -> str:
+    """How many there are and the first of them, as a subject that goes on."""
+    return f"{len(names):,} {what} ({names[0]}{', …' if len(names) > 1 else ''}) {'is' if len(names) == 1 else 'are'}"
 
 
 def by_id(*parts: Members) -> Members:

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from robustfg.data.annotations import WithFiles
 from robustfg.data.files import FileSplit
-from robustfg.data.folder import SUFFIXES
+from robustfg.data.listing import SHOWN, listed
 from robustfg.data.source import Source, Split
 from robustfg.data.splits import balanced_subset
 from robustfg.errors import UserError
@@ -88,9 +88,11 @@ class UnknownFolder:
         folder = Path(root).expanduser()
         if not folder.is_dir():
             raise UserError(f"unknown.folder.root={folder}: no such folder")
-        tree = (path.relative_to(folder) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-        keys = sorted(path.as_posix() for path in tree if not any(part.startswith(".") for part in path.parts))
-        if not keys:
-            raise UserError(f"unknown.folder.root={folder} holds no image ({', '.join(sorted(SUFFIXES))})")
+        listing = listed(folder)
+        keys = listing.paths
+        if not len(keys):
+            raise UserError(f"unknown.folder.root={folder} holds no image ({SHOWN})")
         chosen = balanced_subset(np.zeros(len(keys), np.int64), images or len(keys))
-        self.images: Split = FileSplit(folder, [keys[position] for position in chosen], np.zeros_like(chosen))
+        self.images: Split = FileSplit(
+            folder, keys.at(chosen), np.zeros_like(chosen), known_sizes=listing.sizes[chosen]
+        )

@@ -24,6 +24,7 @@ from robustfg.data.splits import balanced_subset
 from robustfg.errors import UserError, refuse_outside
 from robustfg.evaluation.aggregation import require_complete
 from robustfg.evaluation.checks import Facts, Probe
+from robustfg.evaluation.checks.hygiene import split_hygiene
 from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.detection.options import Detection
 from robustfg.evaluation.detection.watch import refuse_unwatchable, watch_over
@@ -113,7 +114,7 @@ class RobustnessEvaluation(pl.Callback):
         labels = np.asarray(data.samples(self.split).labels)
         probed = positions[balanced_subset(labels, self.checks)]
         self.probe = Probe.on(probed.tolist(), self.attacks.values() if self.checks else ())
-        self.ids = data.describe()[self.split]["ids_sha256"]
+        self.ids = data.described(self.split)["ids_sha256"]
         weights = weights_sha256(pl_module)
         known = self.about | {"weights_sha256": weights}
         self.watch = watch_over(self.detection, trainer, pl_module, self.given, known)
@@ -237,7 +238,10 @@ class RobustnessEvaluation(pl.Callback):
         counted = round(float(model.test_accuracy.compute()) * len(_data(trainer).positions[self.split]))
         train_mode, probabilities, unfit = total([self.train_mode, self.probabilities, self.unfit])
         same_precision = str(trainer.precision) == "32-true"
-        return Facts(int(train_mode), int(probabilities), counted if same_precision else None, int(unfit))
+        hygiene = split_hygiene(_data(trainer), self.split) if self.checks and trainer.is_global_zero else None
+        return Facts(
+            int(train_mode), int(probabilities), counted if same_precision else None, int(unfit), gathered(hygiene)[0]
+        )
 
     def _summary(
         self, table: Any, facts: Facts, trainer: pl.Trainer, embedding: Mapping[str, Any] | None
@@ -259,7 +263,7 @@ class RobustnessEvaluation(pl.Callback):
             table, self.attacks, probe=self.probe, watch=self.watch, facts=facts, source=data.source,
             distances=distances, embedding=embedding, checked=bool(self.checks),
         )  # fmt: skip
-        return finite(head | numbers)
+        return finite(head | numbers | {"remarks": [*data.remarks, *numbers["remarks"]]})
 
     def _write_gallery(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, table: Any, worst: dict[int, float]

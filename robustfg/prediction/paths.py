@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from robustfg.data.folder import SUFFIXES
+from robustfg.data.listing import SUFFIXES
 
 
 def images_in(names: Iterable[str | Path], lines: Iterable[bytes] = ()) -> Iterator[str]:

@@ -25,7 +25,7 @@ CURVED, MUCH_CURVED = 0.2, 0.35
 """``TOLERATED`` and ``EXCLUDED`` of ``finite_difference``: where the margin bends, a right gradient predicts little."""
 SATURATED = 17.0
 """Logit gap from which the true class's term of the float32 cross-entropy gradient is 0."""
-INTEGRITY = {"budget", "eval_mode", "same_clean", "logits", "determinism"}
+INTEGRITY = {"budget", "eval_mode", "same_clean", "logits", "determinism", "split_hygiene"}
 """Checks whose failure makes the numbers meaningless instead of optimistic."""
 
 
@@ -43,6 +43,8 @@ class Facts:
     """Correct samples as counted by the test loop itself; None where it ran in another precision."""
     embeddings_not_finite: int = 0
     """Samples whose embedding holds NaN or infinity."""
+    hygiene: Check | None = None
+    """Whether the samples are apart from those of the training; None where nothing is known of these."""
 
 
 def judge(table: pa.Table, attacks: Mapping[str, Attack], facts: Facts) -> list[Check]:
@@ -66,6 +68,7 @@ def judge(table: pa.Table, attacks: Mapping[str, Attack], facts: Facts) -> list[
         _unbounded(table),
         _reference(table, attacks),
         _gradient_free(table, attacks),
+        *([facts.hygiene] if facts.hygiene else []),
     ]
 
 

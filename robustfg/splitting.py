@@ -1,0 +1,180 @@
+"""Which samples a command may train and test on, given the checkpoint that it begins with."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from robustfg.checkpoint import Checkpoint
+from robustfg.data.annotations import origin_of
+from robustfg.data.datamodule import DataModule
+from robustfg.data.files import FileSplit
+from robustfg.data.following import follow
+from robustfg.data.hygiene import Images
+from robustfg.data.stored import Members, Splits, several
+from robustfg.errors import UserError
+
+Node = Mapping[str, Any]
+LOADING = {"root", "download", "num_workers", "cache", "batch_size", "eval_batch_size", "max_test_samples", "seed",
+           "augment"}  # fmt: skip
+"""Data options that draw no split."""
+
+
+def follow_run(data: DataModule, last: Path, option: str) -> None:
+    """A continued run goes on with the splits that it began with. Raises ``UserError`` where those are not here."""
+    if not last.exists():
+        return
+    checkpoint = Checkpoint.read(last, option)
+    checkpoint.expect_classes(data.classes)
+    stored = splits_of(checkpoint)
+    if stored is not None:
+        follow(data, stored, whole=("train", "val"))
+    elif not _as_recorded(data, checkpoint):
+        raise _changed(checkpoint)
+
+
+def follow_checkpoint(data: DataModule, checkpoint: Checkpoint, node: Node, *, chosen: bool) -> None:
+    """An evaluation tests on what the checkpoint's run has set aside for it.
+
+    Args:
+        data: what was asked for.
+        checkpoint: what is evaluated.
+        node: options of the data.
+        chosen: whether the data was chosen for this evaluation; it may be another data set then.
+
+    Raises:
+        UserError: where samples that were trained on might be tested on.
+    """
+    stored = splits_of(checkpoint)
+    if stored is None:
+        recorded = _as_recorded(data, checkpoint)
+        if recorded is False and not chosen:
+            raise _changed(checkpoint)
+        if not recorded:
+            data.trained = {}
+    elif _shared(data, stored) or not chosen:
+        follow(data, stored)
+        before = _recipe(checkpoint.config["data"])
+        for option, typed in _recipe(node).items():
+            if chosen and typed != before.get(option):
+                data.remarks.append(f"The run's own splits are used, not those that data.{option} would draw.")
+    else:
+        data.trained = _images_of(stored, checkpoint)
+        data.remarks.append("No image of the run is among these: they are other data than it was trained on.")
+
+
+def follow_start(data: DataModule, node: Node, start: Checkpoint) -> None:
+    """A run that begins with another's weights must not test on what that one was trained on.
+
+    Args:
+        data: of the new run.
+        node: its options.
+        start: ``init_from``.
+
+    Raises:
+        UserError: where it would, and its splits were asked for otherwise than those.
+    """
+    stored = splits_of(start)
+    if stored is None:
+        if _as_recorded(data, start) is not True:
+            data.trained = {}
+        return
+    known = _shared(data, stored)
+    own = data.splits().members["test"]
+    leaked = [key for key in own.keys if known.get(key, "test") != "test"]
+    if not leaked:
+        if not known:
+            theirs = {f"{name} of init_from": images for name, images in _images_of(stored, start).items()}
+            data.trained = (data.trained or {}) | theirs
+        return
+    differing = [
+        option for option, value in _recipe(node).items() if value != _recipe(start.config["data"]).get(option)
+    ]
+    if differing:
+        raise UserError(
+            f"init_from={start.path}: {several(leaked, 'test images')} among those that it was trained on; leave "
+            f"data.{differing[0]} as it was there"
+        )
+    follow(data, stored)
+
+
+def splits_of(checkpoint: Checkpoint) -> Splits | None:
+    """The splits of a checkpoint, or of its run's folder; None where an earlier version kept positions only."""
+    try:
+        if checkpoint.splits is not None:
+            return Splits.unpacked(checkpoint.splits)
+        beside = checkpoint.path.absolute().parent.parent / "splits.json"
+        if not beside.is_file():
+            return None
+        content = json.loads(beside.read_text())
+        return Splits.from_plain(content) if "schema" in content else None
+    except (UserError, OSError, ValueError) as error:
+        raise UserError(f"{checkpoint.option}={checkpoint.path}: {error}") from error
+
+
+def _shared(data: DataModule, stored: Splits) -> dict[str, str]:
+    """The split in the run of every sample that is here, by key; files are the same ones if as large as they were."""
+    if stored.origin != origin_of(data.source):
+        return {}
+    sizes = _by_key(data.splits().members)
+    return {
+        key: name
+        for name, part in stored.members.items()
+        for key, size in _sized(part)
+        if key in sizes and (size is None or sizes[key] is None or sizes[key] == size)
+    }
+
+
+def _sized(part: Members) -> list[tuple[str, int | None]]:
+    sizes: list[Any] = [None] * len(part.keys) if part.sizes is None else part.sizes.tolist()
+    return list(zip(part.keys, sizes, strict=True))
+
+
+def _by_key(members: Mapping[str, Members]) -> dict[str, int | None]:
+    return {key: size for part in members.values() for key, size in _sized(part)}
+
+
+def _images_of(stored: Splits, checkpoint: Checkpoint) -> dict[str, Images]:
+    """The files that a run was trained on, where they still lie where they lay."""
+    root = checkpoint.config["data"].get("root")
+    if not isinstance(root, str) or not Path(root).expanduser().is_dir():
+        return {}
+    folder = Path(root).expanduser()
+    found: dict[str, Images] = {}
+    for name in ("train", "val"):
+        part = stored.members[name]
+        inside = [k for k in part.keys if not Path(k).is_absolute() and ".." not in Path(k).parts]
+        if part.sizes is None or len(inside) < len(part.keys):
+            continue
+        there = np.array([(folder / key).is_file() for key in part.keys], bool)
+        sizes = np.where(there, part.sizes, -1)
+        found[name] = FileSplit(folder, part.keys, part.labels, known_sizes=sizes), np.flatnonzero(there)
+    return found
+
+
+def _recipe(node: Node) -> dict[str, Any]:
+    """The options by which splits are drawn."""
+    source = {f"source.{key}": value for key, value in (node.get("source") or {}).items() if key not in LOADING}
+    kept = {key: node[key] for key in ("val_fraction", "split_seed") if key in node}
+    return kept | {key: value for key, value in source.items() if not key.endswith("_target_")}
+
+
+def _as_recorded(data: DataModule, checkpoint: Checkpoint) -> bool | None:
+    """Whether an earlier version's run had the same training samples; None where it kept no record of them."""
+    path = checkpoint.path.absolute().parent.parent / "provenance.json"
+    try:
+        recorded = json.loads(path.read_text())["splits"]
+        return all(recorded[name]["ids_sha256"] == data.described(name)["ids_sha256"] for name in ("train", "val"))
+    except OSError:
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); restore it, or remove it") from error
+
+
+def _changed(checkpoint: Checkpoint) -> UserError:
+    return UserError(
+        f"{checkpoint.option}={checkpoint.path} was trained on other images than those that would be taken for "
+        "training here, and an earlier version kept no names of them: restore the data as they were"
+    )
