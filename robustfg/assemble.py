@@ -32,7 +32,7 @@ from robustfg.rehearsal import refuse_unkept
 from robustfg.reporting.csv_logger import MetricsCsv
 from robustfg.training import Phases
 from robustfg.training.callbacks import TrainingBar, TrainingLines
-from robustfg.trust import refuse_untrusted_config
+from robustfg.trust import offline, refuse_untrusted_config
 
 Config = Mapping[str, Any]
 
@@ -144,8 +144,8 @@ def surrogate_of(path: str, option: str, classes: tuple[str, ...], trust: tuple[
 
 def restored_of(checkpoint: Checkpoint, trust: tuple[str, ...]) -> Classifier:
     """A checkpoint's classifier with its weights, in eval mode; only what is ours or trusted is instantiated."""
-    stored = checkpoint.config
-    refuse_untrusted_config(stored, trust)
+    refuse_untrusted_config(checkpoint.config, trust)
+    stored = offline(checkpoint.config)
     model = stored["model"] | {"pretrained": False, "weights": None}  # the file's own weights follow
     classifier = classifier_of(stored | {"model": model}, checkpoint.classes)
     checkpoint.load_into(classifier)

@@ -17,7 +17,7 @@ from robustfg.config import (
 from robustfg.errors import UserError
 from robustfg.folder import claimed, folder_of, refuse_another_request, refuse_held
 from robustfg.mistakes import run_plainly, told_plainly
-from robustfg.trust import refuse_untrusted_config
+from robustfg.trust import offline, refuse_untrusted_config
 
 register_schemas()
 
@@ -89,6 +89,7 @@ def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any
     be the checkpoint's, but for ``loss.head``.
     """
     refuse_untrusted_config(stored, tuple(config["trust"]))
+    stored = offline(stored)
     name, stored_name = config["model"].get("name"), stored["model"]["name"]
     if name not in (None, stored_name):
         raise UserError(f"model.name={name}, but checkpoint={config['checkpoint']} holds {stored_name}")

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from robustfg.config import CONF, build, plain, register_schemas
 from robustfg.errors import UserError
 from robustfg.mistakes import run_plainly, told_plainly
-from robustfg.trust import refuse_untrusted
+from robustfg.trust import offline, refuse_untrusted
 
 if TYPE_CHECKING:
     from robustfg.checkpoint import Checkpoint
@@ -228,7 +228,7 @@ def fitted_of(
 
     def make(node: Mapping[str, Any], option: str) -> Any:
         refuse_untrusted(node, trust)
-        return build(node, option)
+        return build(offline(node), option)
 
     run_folder = checkpoint.path.absolute().parent.parent
     path = run_folder / KEPT if given is None else given_file(Path(given).expanduser())

@@ -22,6 +22,24 @@ INSTANTIATED = ("data", "model", "loss", "training", "optimizer", "scheduler")
 """Parts of a stored config from which a classifier and its data are made again."""
 
 
+FETCHING = ("download", "pretrained")
+"""Options that make a constructor fetch something, wherever they stand."""
+
+
+def offline(node: Any) -> Any:
+    """A stored node with which nothing is fetched: options that ask for it are false, to the bottom.
+
+    Raises:
+        UserError: where a network is named by an address or a hub instead.
+    """
+    if isinstance(node, Mapping):
+        for key in ("name", "weights", "checkpoint_path", "hf_hub_id", "url", "file"):
+            if isinstance(value := node.get(key), str) and ("://" in value or value.startswith(("hf-hub:", "hf_hub:"))):
+                raise UserError(f"the checkpoint's {key}={value[:80]} would be fetched; nothing is for a checkpoint")
+        return {key: False if key in FETCHING and value else offline(value) for key, value in node.items()}
+    return [offline(value) for value in node] if isinstance(node, list) else node
+
+
 def refuse_untrusted_config(stored: Mapping[str, Any], trust: tuple[str, ...] = ()) -> None:
     """``refuse_untrusted`` on every part of a checkpoint's config that is instantiated."""
     refuse_untrusted({part: stored[part] for part in INSTANTIATED}, trust)

@@ -14,6 +14,7 @@ from robustfg.checkpoint import Checkpoint
 from robustfg.errors import UserError
 from robustfg.evaluate import evaluate
 from robustfg.train import train
+from robustfg.trust import offline
 
 pytestmark = pytest.mark.xdist_group("stored splits")
 SMALL = (
@@ -246,3 +247,33 @@ def test_the_digits_of_a_run_stay_apart_under_another_fraction(tmp_path):
     found, summary = told(checkpoint, tmp_path / "e", data=data)
     assert found["n"] == 30
     assert hygiene(summary)["status"] == "pass"
+
+
+def test_a_checkpoint_never_fetches_anything_unless_the_user_types_it(tmp_path, monkeypatch):
+    config = config_of("train", "data=digits", *SMALL, "data.image_size=12", "test=false")
+    train(config, tmp_path / "run", command=[])
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    content = torch.load(checkpoint, weights_only=True)
+    data = content["robustfg"]["config"]["data"]
+    data |= {"root": str(tmp_path / "cifar"), "download": True}
+    data["source"] = {"_target_": "robustfg.data.cifar.Cifar10", "root": str(tmp_path / "cifar"), "download": True}
+    content["robustfg"]["config"]["model"] |= {"pretrained": True}
+    torch.save(content, checkpoint)
+    asked = []
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.download", lambda reader: asked.append(reader.root))
+    with pytest.raises(UserError, match=r"cifar-10.* missing"):
+        told(checkpoint, tmp_path / "e")
+    assert asked == []
+    assert not (tmp_path / "cifar").exists()
+    with pytest.raises(UserError, match=r"cifar-10.* missing"):
+        told(checkpoint, tmp_path / "e", "data.download=true")
+    assert asked == [str(tmp_path / "cifar")]
+
+
+def test_what_would_be_fetched_is_switched_off_at_any_depth_and_addresses_are_refused():
+    node = {"pretrained": True, "deep": [{"download": "yes", "keep": True}], "options": {"x": {"pretrained": 1}}}
+    found = {"pretrained": False, "deep": [{"download": False, "keep": True}], "options": {"x": {"pretrained": False}}}
+    assert offline(node) == found
+    for name in ("hf-hub:someone/net", "https://example.org/net.pt"):
+        with pytest.raises(UserError, match="would be fetched"):
+            offline({"model": {"deep": [{"weights": name}]}})

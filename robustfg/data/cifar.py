@@ -4,6 +4,7 @@ import numpy as np
 from torchvision import datasets
 
 from robustfg.data.annotations import Taxonomy
+from robustfg.data.archives import unpacked_safely
 from robustfg.data.arrays import ArraySplit
 from robustfg.errors import UserError
 
@@ -20,7 +21,8 @@ class Cifar10:
 
     def __init__(self, *, root: str, download: bool = False) -> None:
         try:
-            train, test = (self.reader(root, train=train, download=download) for train in (True, False))
+            with unpacked_safely():
+                train, test = (self.reader(root, train=train, download=download) for train in (True, False))
         except (RuntimeError, OSError) as error:
             raise UserError(
                 f"data.root={root}: {self.reader.base_folder} is missing or damaged; unpack "

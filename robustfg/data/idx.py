@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torchvision import datasets
 
 from robustfg.data.annotations import Taxonomy
+from robustfg.data.archives import unpacked_safely
 from robustfg.data.arrays import ArraySplit
 from robustfg.errors import UserError
 
@@ -29,7 +30,8 @@ class Idx:
         folder = Path(root).expanduser()
         if download:
             try:
-                self.reader(folder, download=True)
+                with unpacked_safely():
+                    self.reader(folder, download=True)
             except (RuntimeError, OSError) as error:
                 raise UserError(
                     f"data.download=true: could not be fetched ({error}); put the files into {folder}"

@@ -12,6 +12,7 @@ from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
 from robustfg.data.annotations import Taxonomy
+from robustfg.data.archives import unpacked_safely
 from robustfg.data.files import FileSplit
 from robustfg.errors import UserError
 
@@ -57,7 +58,8 @@ class Official:
         if above.name == self.folder:
             above = above.parent
         try:
-            get(above)
+            with unpacked_safely():
+                get(above)
         except (RuntimeError, OSError, ValueError) as error:
             raise UserError(
                 f"data.download=true: {self.name} could not be fetched ({error}); unpack {self.archive} in {above}"
