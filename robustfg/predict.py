@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from robustfg.config import CONF, build, plain, register_schemas
 from robustfg.errors import UserError
 from robustfg.mistakes import run_plainly, told_plainly
+from robustfg.text import printable
 from robustfg.trust import offline, refuse_untrusted
 
 if TYPE_CHECKING:
@@ -260,7 +261,7 @@ def given_file(place: Path) -> Path:
 
 def say(text: str) -> None:
     """Prints a line on stderr; stdout holds rows only."""
-    print(f"robustfg: {text}", file=sys.stderr, flush=True)
+    print(f"robustfg: {printable(text)}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

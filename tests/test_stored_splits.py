@@ -115,7 +115,9 @@ def test_samples_keep_their_ids_where_files_are_gone(copy, tmp_path):
     (root / splits["test"][2]).unlink()
     told(checkpoint, tmp_path / "part", data=(f"data.root={root}",))
     whole, part = (
-        pq.read_table(tmp_path / run / "robustness" / "records.parquet", columns=["attack", "index", "label"]).to_pylist()
+        pq.read_table(
+            tmp_path / run / "robustness" / "records.parquet", columns=["attack", "index", "label"]
+        ).to_pylist()
         for run in ("whole", "part")
     )
     assert part == [row for row in whole if row["index"] != 2]

@@ -58,7 +58,7 @@ def manifest(keys: Sequence[str], sizes: Positions, labels: Positions) -> str:
     lines = sorted(zip(keys, sizes.tolist(), labels.tolist(), strict=True))
     digest = hashlib.sha256()
     for key, size, label in lines:
-        digest.update(f"{key}\t{size}\t{label}\n".encode())
+        digest.update(f"{key}\t{size}\t{label}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 
@@ -66,5 +66,5 @@ def fingerprint(positions: Positions, keys: Sequence[str], labels: Positions) ->
     """SHA-256 over id, key and label of every sample: two equal fingerprints mean the same samples."""
     digest = hashlib.sha256()
     for position in positions.tolist():
-        digest.update(f"{position}\t{keys[position]}\t{labels[position]}\n".encode())
+        digest.update(f"{position}\t{keys[position]}\t{labels[position]}\n".encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

@@ -16,6 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from robustfg.errors import UserError
+from robustfg.text import csv_cell, printable
 
 Cell = str | float | bool | None
 PARTIAL = ".partial"
@@ -68,7 +69,15 @@ class Csv(Writer):
         self.rows.writerow(self.columns)
 
     def put(self, cells: Mapping[str, Cell]) -> None:
-        self.rows.writerow([str(cell).lower() if isinstance(cell, bool) else cell for cell in cells.values()])
+        self.rows.writerow([self._cell(column, cell) for column, cell in cells.items()])
+
+    def _cell(self, column: str, cell: Cell) -> Cell:
+        """Texts such that no spreadsheet computes them; the path of a file stays one."""
+        if isinstance(cell, bool):
+            return str(cell).lower()
+        if not isinstance(cell, str):
+            return cell
+        return cell if csv_cell(cell) == cell else f"./{cell}" if column == "image" else csv_cell(cell)
 
 
 class Table(Writer):
@@ -110,11 +119,6 @@ def _text(column: str, cell: Cell) -> Text:
     if isinstance(cell, float):
         return Text(f"{100 * cell:.1f} %" if column.startswith("probability") else f"{cell:.4g}")
     return Text("" if cell is None else printable(cell))
-
-
-def printable(text: str) -> str:
-    """The text with a question mark for whatever could steer a terminal."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 FORMATS: Mapping[str, type[Writer]] = {"table": Table, "json": JsonLines, "csv": Csv}

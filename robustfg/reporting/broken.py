@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from robustfg.reporting.figures import BAD, INK, data_uri
+from robustfg.text import drawable
 
 ROWS = ("clean", "perturbation", "attacked")
 MAPPED_ROWS = ("clean", "map, clean", "perturbation", "attacked", "map, attacked")
@@ -40,7 +41,9 @@ def gallery(archive: Path, classes: Sequence[str]) -> str | None:
             lay_map(grid[row, item], content[name][item], clean.shape[1:])
         grid[0, item].set_title(_lines(classes[content["label"][item]]), fontsize=12, color=INK)
         grid[-1, item].set_xlabel(_lines(classes[content["prediction"][item]]), fontsize=12, color=BAD)
-        grid[rows.index("perturbation"), item].set_xlabel(str(content["attack"][item]), fontsize=12, color=INK)
+        grid[rows.index("perturbation"), item].set_xlabel(
+            drawable(str(content["attack"][item])), fontsize=12, color=INK
+        )
     for axes, label in zip(grid[:, 0], rows, strict=True):
         axes.set_ylabel(label, fontsize=12, color=INK)
     return data_uri(figure, "png")
@@ -65,4 +68,4 @@ def lay_map(axes: Any, cells: NDArray[np.float32], size: tuple[int, int]) -> Non
 
 def _lines(name: str) -> str:
     """A class's name in at most two lines that fit over a picture."""
-    return "\n".join(textwrap.wrap(name.replace("_", " "), 12, max_lines=2, placeholder="…"))
+    return drawable("\n".join(textwrap.wrap(name.replace("_", " "), 12, max_lines=2, placeholder="…")))

@@ -6,6 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from robustfg.reporting.figures import ACCENT, BAD, INK, SOFT, data_uri
+from robustfg.text import drawable
 
 Summary = Mapping[str, Any]
 
@@ -90,7 +91,7 @@ def joint_curves(summary: Summary) -> str | None:
         bound = [100 * point["accepted"] / point["n"] for point in found["curve"]]
         axes.plot(rate, bound, color=INK, linestyle=":", linewidth=1.2, label="clean, right and accepted")
         axes.axvline(100 * summary["detection"]["fpr"], color=SOFT, linewidth=0.6)
-        axes.set_title(name, fontsize=9)
+        axes.set_title(drawable(name), fontsize=9)
         axes.set(ylim=(0, 101))
         axes.spines[["top", "right"]].set_visible(False)
     for axes in grid[len(detectors) :]:

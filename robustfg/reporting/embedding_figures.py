@@ -11,6 +11,7 @@ from matplotlib.lines import Line2D
 
 from robustfg.reporting.figures import ACCENT, BAD, INK, SOFT, data_uri
 from robustfg.reporting.marks import Mark, marks
+from robustfg.text import drawable
 
 NAMED = 20
 """Most classes, or else groups, that are named in the picture."""
@@ -49,7 +50,7 @@ def latent_picture(archive: Path, classes: Sequence[str], groups: Sequence[str] 
 
 def _legend(axes: Axes, looks: Mapping[str, Mark]) -> None:
     handles = [
-        Line2D([], [], linestyle="", marker=look.shape, color=look.color, markersize=7, label=name)
+        Line2D([], [], linestyle="", marker=look.shape, color=look.color, markersize=7, label=drawable(name))
         for name, look in looks.items()
     ]
     axes.legend(handles=handles, frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))

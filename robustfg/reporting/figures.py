@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from robustfg.text import drawable
+
 INK, ACCENT, SOFT, BAD = "#1d2433", "#1f5fa8", "#8b95a7", "#a8321f"
 
 
 def data_uri(figure: Figure, kind: str) -> str:
     """The figure as ``svg`` or ``png`` in a data URI."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind, dpi=120, bbox_inches="tight", transparent=True)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # of a script that the font lacks
+        figure.savefig(buffer, format=kind, dpi=120, bbox_inches="tight", transparent=True)
     mime = "image/svg+xml" if kind == "svg" else "image/png"
     return f"data:{mime};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
@@ -31,7 +36,14 @@ def accuracy_bars(summary: Mapping[str, Any]) -> str:
     low, high = (np.array([part["ci95"][end] for part in parts.values()]) * 100 for end in (0, 1))
     reach = np.clip([accuracy - low, high - accuracy], 0, None)
     colors = [ACCENT, *[SOFT] * (len(parts) - 2), BAD]
-    axes.barh(list(parts), accuracy, color=colors, xerr=reach, error_kw={"ecolor": INK, "capsize": 3}, height=0.6)
+    axes.barh(
+        list(map(drawable, parts)),
+        accuracy,
+        color=colors,
+        xerr=reach,
+        error_kw={"ecolor": INK, "capsize": 3},
+        height=0.6,
+    )
     axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="accuracy in %")
     axes.spines[["top", "right"]].set_visible(False)

@@ -17,13 +17,14 @@ from robustfg.reporting.broken import gallery, shown_map
 from robustfg.reporting.embedding_figures import latent_picture, laws_picture, reliability_picture, shown_axes
 from robustfg.reporting.figures import accuracy_bars, training_curves
 from robustfg.reporting.table import rows_of
+from robustfg.text import shown
 
 
 def write_page(folder: Path) -> Path:
     """Writes ``robustness/report.html`` of a run's folder and returns its path. Needs no network to be read."""
     robustness = folder / "robustness"
     with _readable(robustness / "summary.json") as path:
-        summary = json.loads(path.read_text())
+        summary = shown(json.loads(path.read_text()))
     with _readable(folder / "metrics.csv") as path:
         curves = training_curves(path)
     environment = Environment(
@@ -82,7 +83,7 @@ def _origin(folder: Path) -> list[tuple[str, str]]:
     if not path.is_file():
         return []
     with _readable(path):
-        return _rows(json.loads(path.read_text()))
+        return _rows(shown(json.loads(path.read_text())))
 
 
 def _rows(origin: Mapping[str, Any]) -> list[tuple[str, str]]:

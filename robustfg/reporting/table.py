@@ -11,6 +11,7 @@ from rich.table import Table
 from robustfg.reporting import detection, unknown
 from robustfg.reporting.checks import checks_line, tolerance
 from robustfg.reporting.evidence import evidence_lines
+from robustfg.text import printable, shown
 
 
 def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
@@ -48,9 +49,11 @@ def percent(part: Mapping[str, Any]) -> str:
 
 def print_summary(summary: Mapping[str, Any], page: Path, console: Console | None = None) -> None:
     """Prints the table, what every kind of evidence says, the verdict with its checks, and where the page lies."""
+    summary = shown(summary)
     console = console or Console(width=100 if not Console().is_terminal else None)
     table = Table(
-        title=f"{summary['data']}, {summary['loss']}: accuracy on the {summary['split']} split", title_justify="left"
+        title=escape(f"{summary['data']}, {summary['loss']}: accuracy on the {summary['split']} split"),
+        title_justify="left",
     )
     for heading, justify in (
         ("", "left"),
@@ -60,7 +63,7 @@ def print_summary(summary: Mapping[str, Any], page: Path, console: Console | Non
     ):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
     for row in rows_of(summary):
-        table.add_row(*row, style="bold" if row[0] in ("clean", "worst case") else None)
+        table.add_row(*map(escape, row), style="bold" if row[0] in ("clean", "worst case") else None)
     console.print(table)
     for heading, lines in evidence_lines(summary).items():
         print_part(heading, lines, console)
@@ -74,7 +77,7 @@ def print_summary(summary: Mapping[str, Any], page: Path, console: Console | Non
         print_part("Checks", [tolerated], console)
     beside = " ".join([checks_line(summary["checks"]), *summary.get("remarks", ())])
     console.print(f"\nVerdict: [bold]{summary['verdict']}[/bold]. {escape(beside)}", soft_wrap=True)
-    console.print(f"Page: {page}", soft_wrap=True)
+    console.print(f"Page: {printable(str(page))}", soft_wrap=True, markup=False)
 
 
 def print_part(heading: str, lines: Sequence[str], console: Console) -> None:
@@ -91,7 +94,7 @@ def print_detection(summary: Mapping[str, Any], console: Console) -> None:
     for position, heading in enumerate(detection.HEADINGS[:-1]):
         table.add_column(heading, justify="right" if position > 1 else "left")
     for row in detection.detection_rows(summary):
-        table.add_row(*row[:-1], style="bold" if row[1] == detection.THREATS["white_box"] else None)
+        table.add_row(*map(escape, row[:-1]), style="bold" if row[1] == detection.THREATS["white_box"] else None)
     console.print(table)
     for line in detection.claims(summary):
         console.print(line, markup=False)
@@ -99,10 +102,10 @@ def print_detection(summary: Mapping[str, Any], console: Console) -> None:
 
 def print_unknown(summary: Mapping[str, Any], console: Console) -> None:
     """Prints a row of every set of unknown images, detector and kind of input."""
-    table = Table(title=unknown.title(summary), title_justify="left")
+    table = Table(title=escape(unknown.title(summary)), title_justify="left")
     for position, heading in enumerate(unknown.HEADINGS):
         table.add_column(heading, justify="right" if position > 2 else "left")
     for row in unknown.unknown_rows(summary):
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
     console.print(table)
     console.print(unknown.NOTE, markup=False)
