@@ -16,6 +16,7 @@ from robustfg.classifier import Classifier
 from robustfg.config import build
 from robustfg.data.annotations import privileged_of
 from robustfg.data.datamodule import DataModule
+from robustfg.data.listing import KEPT_IN
 from robustfg.data.samples import FitSquare
 from robustfg.data.source import Source
 from robustfg.data.unknown import Unknown
@@ -50,7 +51,11 @@ def data_of(config: Config) -> DataModule:
     node = {key: value for key, value in node_of(config, "data").items() if key not in OF_THE_SOURCE}
     if "_target_" not in node:
         raise UserError("data is not chosen; without a checkpoint choose it, such as data=folder data.root=…")
-    data = build(node, "data")
+    kept = KEPT_IN.set(Path(config["output"]).expanduser() / ".listings" if config.get("output") else None)
+    try:
+        data = build(node, "data")
+    finally:
+        KEPT_IN.reset(kept)
     assert isinstance(data, DataModule)
     return data
 

@@ -13,9 +13,9 @@ from robustfg.errors import UserError
 
 TREE = "root/<class>/*.jpg, or root/train/<class>/*.jpg beside root/test/<class>/*.jpg (and root/val/… if there is one)"
 ROLES = {
-    "train": ("train", "training", "trainset", "train_set"),
-    "val": ("val", "valid", "validation", "dev", "valset", "val_set"),
-    "test": ("test", "testing", "testset", "test_set"),
+    "train": ("train", "training", "trainset", "train_set", "training_set"),
+    "val": ("val", "valid", "validation", "dev", "valset", "val_set", "validation_set"),
+    "test": ("test", "testing", "testset", "test_set", "testing_set"),
 }
 """Names of splits' folders, in any case."""
 EITHER = ("eval", "evaluation")
@@ -62,7 +62,10 @@ def layout_of(root: Path, listing: Listing) -> Layout:
     """What the tree is. Raises ``UserError`` where it is no such tree or can be understood in two ways."""
     tree = Tree(listing)
     names = tree.names("")
-    splits = {name: role for name, role in _roles(root, names).items() if tree.classes(name)}
+    roles = _roles(root, names)
+    splits = {name: role for name, role in roles.items() if tree.classes(name)}
+    if len(roles) > 1 and not splits and not any(tree.below[name] for name in names if name not in roles):
+        raise UserError(f"data.root={root}: {' and '.join(roles)} hold no class folders; expected {TREE}")
     if splits and not set(splits) <= set(names) - set(_as_classes(tree, names, splits)):
         splits = {}
     if not splits:

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from robustfg.data.source import Split
 from robustfg.data.splits import Positions
+from robustfg.errors import UserError
 from robustfg.types import Batch
 
 Transform = Callable[[Tensor], Tensor]
@@ -55,7 +56,13 @@ class Samples(Dataset[Batch]):
         epoch, item = divmod(item, len(self))
         position = int(self.positions[item])
         pixels = self.split.image(position) if self.decoded is None else self.decoded[item]
-        image = network_input(pixels, lambda image: self._transformed(image, epoch, position))
+        try:
+            image = network_input(pixels, lambda image: self._transformed(image, epoch, position))
+        except (RuntimeError, MemoryError) as error:
+            raise UserError(
+                f"the image {self.split.keys[position]} of {pixels.shape[1]} x {pixels.shape[0]} pixels cannot be "
+                f"brought to size ({' '.join(str(error).split())[:200]}); replace or remove it"
+            ) from error
         return Batch(image, self.labels[item], torch.tensor(position))
 
     def _transformed(self, image: Tensor, epoch: int, position: int) -> Tensor:
