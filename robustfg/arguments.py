@@ -119,7 +119,7 @@ def _is(value: Any, hint: Any, places: Places) -> bool:
         inside = parts[1:] or (Any,)
         return isinstance(value, Mapping) and all(_fits(entry, inside[0], places) for entry in value.values())
     if getattr(kind, "_is_protocol", False) or kind is Callable:
-        return isinstance(value, Mapping) and "_target_" in value
+        return callable(value) or (isinstance(value, Mapping) and "_target_" in value)
     return isinstance(value, kind) or _makes(value, kind, places)
 
 

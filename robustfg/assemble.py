@@ -121,7 +121,8 @@ def attacks_of(config: Config, classes: tuple[str, ...], genera: tuple[str, ...]
         surrogate: dict[str, Any] = {}
         if "surrogate" in node:
             surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", classes, tuple(config.get("trust", ())))
-        attack = build(_grouped(node, genera), option, **surrogate)
+        rest = {key: value for key, value in node.items() if key != "surrogate"}
+        attack = build(_grouped(rest, genera), option, **surrogate)
         try:
             suite[name] = attack.run_by(engine)
         except UserError as error:

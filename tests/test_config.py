@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import get_object
@@ -84,7 +85,7 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
             arguments = {key: value for key, value in arguments.items() if key not in OF_THE_SOURCE}
         top = path.split(".")[0]
         if path == "attack.transfer":
-            arguments["surrogate_name"] = "given by the program"
+            arguments |= {"surrogate_name": "given by the program", "surrogate": torch.nn.Identity()}
         if path in GIVEN or (top in ("attack", "logger", "unknown") and path.count(".") == 1):
             arguments = GIVEN.get(path, GIVEN[top]) | arguments
         fitting(target, {key: value for key, value in arguments.items() if key in node}, path)

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from robustfg.attacks.stem import Stem
-from robustfg.models.layout import Thinned, suits_channels_last
+from robustfg.memory_layout import Thinned, suits_channels_last
 from robustfg.types import Output, logits_of
 
 AGREEMENT = 0.01

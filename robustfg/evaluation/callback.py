@@ -107,6 +107,7 @@ class RobustnessEvaluation(pl.Callback):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         data = _data(trainer)
+        self.refuse_unfit(data)
         half = [name for name, parameter in pl_module.named_parameters() if parameter.dtype != torch.float32]
         if half:
             raise UserError("trainer.precision: evaluation needs float32 weights; train with 16-mixed or bf16-mixed")

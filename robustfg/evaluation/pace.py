@@ -1,5 +1,6 @@
 """How many samples are attacked before what was found is written down."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ CPU_WORK, GPU_WORK = 1e11, 2e14
 """Floating-point operations between two commits, a CPU's by thread: about ten seconds on slow hardware."""
 CPU_LEAST, GPU_LEAST = 4, 128
 """Samples that are attacked together however long that takes, a CPU's by thread: fewer leave the hardware idle."""
+CPU_PASS, GPU_PASS = 5e8, 1e10
+"""Operations of a forward pass below which starting its parts takes longer than they do."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Pace:
         threads = torch.get_num_threads()
         on_cpu = image.device.type == "cpu"
         work, least = (CPU_WORK * threads, CPU_LEAST * threads) if on_cpu else (GPU_WORK, GPU_LEAST)
+        least = max(least, math.ceil((CPU_PASS if on_cpu else GPU_PASS) / max(operations, 1)))
         return cls(work / max(operations, 1), least)
 
     def portion(self, attack: Attack, restart: int) -> int:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustfg.errors import UserError
-from robustfg.models.layout import arrange
+from robustfg.memory_layout import arrange
 from robustfg.models.stride import keep_map_large
 from robustfg.models.unreached import drop, unreached
 from robustfg.models.weights import check_name, create
@@ -37,7 +37,7 @@ class Backbone(nn.Module):
         options: further arguments of ``timm.create_model``, such as ``drop_path_rate``.
         num_classes: size of the network's own last layer; 0 for none, None for as published.
         channels_last: memory layout of the convolutions' weights; ``"auto"`` leaves it to the network's widths
-            (``robustfg.models.layout``).
+            (``robustfg.memory_layout``).
 
     Parameters that the feature map does not depend on are left out: distributed training waits for their gradients in
     vain. A state dict that has them is loaded without them.

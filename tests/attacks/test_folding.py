@@ -9,7 +9,8 @@ from torch import nn
 
 from robustfg.attacks import FGSM, PGD, CrossEntropy, Engine, GradientAttack, Linf
 from robustfg.attacks.folding import folded
-from robustfg.models import Backbone, layout
+from robustfg import memory_layout as layout
+from robustfg.models import Backbone
 
 
 def settled(model, size=16):

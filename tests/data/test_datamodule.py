@@ -49,7 +49,7 @@ def merged(loader):
 def as_rank(data, world, rank):
     device = torch.device("cpu")
     strategy = SimpleNamespace(root_device=device)
-    data.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=strategy)
+    data.trainer = SimpleNamespace(world_size=world, global_rank=rank, strategy=strategy, current_epoch=0)
     return data
 
 

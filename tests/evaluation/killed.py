@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
                 evaluate(model.eval(), folder / run, attacks={"cascade": cascade()}, checks=0, data=few())
                 os._exit(0)
             if run == "killed" and kills < 6:
-                time.sleep(random.uniform(0.1, 0.4 + 0.1 * kills))
+                time.sleep(random.uniform(0.05, 0.15 + 0.1 * kills))
                 os.kill(child, signal.SIGKILL)
             status = os.waitpid(child, 0)[1]
             done, kills = status == 0, kills + (status == signal.SIGKILL)

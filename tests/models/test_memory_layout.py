@@ -14,7 +14,7 @@ from robustfg.classifier import Classifier
 from robustfg.errors import UserError
 from robustfg.losses import Softmax
 from robustfg.models import Backbone
-from robustfg.models.layout import LEAST_CHANNELS, protect, thinned
+from robustfg.memory_layout import LEAST_CHANNELS, protect, thinned
 
 LAST = torch.channels_last
 
