@@ -131,9 +131,7 @@ def merged(stored: dict[str, Any], chosen: dict[str, Any]) -> dict[str, Any]:
     """A stored data node with the chosen values that are not None; a new root reaches the source too."""
     changes = {key: value for key, value in chosen.items() if value is not None}
     if "source" in changes:
-        raise UserError(
-            "data.source cannot be set for the data of a checkpoint; choose data=… too"
-        )
+        raise UserError("data.source cannot be set for the data of a checkpoint; choose data=… too")
     unknown = sorted(changes.keys() - stored.keys() - {"eval_batch_size", "cache", "num_workers", "max_test_samples"})
     if unknown:
         raise UserError(f"data.{unknown[0]} is no option of the data this checkpoint was trained on")

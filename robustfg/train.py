@@ -11,6 +11,7 @@ from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, register
 from robustfg.errors import UserError
 from robustfg.folder import claimed, folder_of, refuse_another_request, refuse_held
 from robustfg.mistakes import run_plainly, told_plainly
+from robustfg.processes import is_first
 
 register_schemas()
 
@@ -61,7 +62,8 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
     splitting.follow_run(data, last, f"run_name={config['run_name']}: the checkpoint to continue from")
     classifier = assemble.classifier_of(config, data.classes)
     init_from = run.start_from(config, classifier, data, folder)
-    classifier.stored["splits"] = data.splits().packed()
+    if is_first():  # which writes the checkpoints
+        classifier.stored["splits"] = data.splits().packed()
     run.say(*data.found())
     evaluation = assemble.evaluation_of(config, folder, data)
     validation = assemble.validation_of(config, data)

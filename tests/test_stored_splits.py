@@ -150,7 +150,7 @@ def test_training_images_under_other_names_are_found_and_the_verdict_says_so(fir
 
 
 def test_other_images_are_tested_as_they_are_and_verified_only_where_the_training_images_are_at_hand(copy, tmp_path):
-    root, folder, splits = copy
+    root, folder, _ = copy
     content = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
     content["robustfg"]["config"]["data"]["root"] = str(root)
     torch.save(content, folder / "checkpoints" / "best.ckpt")

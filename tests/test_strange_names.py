@@ -49,7 +49,7 @@ def test_a_run_over_strange_names_is_evaluated_and_shown_without_steering_anythi
 
 
 def test_a_summary_with_strange_names_reaches_a_terminal_as_text(strange, tmp_path):
-    root, folder = strange
+    _, folder = strange
     _, summary = told(folder / "checkpoints" / "best.ckpt", tmp_path / "e")
     summary["data"], summary["attacks"]["[red]\x1b[0m$"] = "[bold]\x07data", summary["attacks"]["fgsm"]
     summary["genera"] = list(NAMES)

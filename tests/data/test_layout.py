@@ -60,8 +60,8 @@ def test_the_usual_names_of_splits_are_known(tmp_path, folders, train, val, test
             r"data sets .*\(cars, cub\); .*data\.root=.*/cars",
         ),
         (splits("photos/train", "photos/test"), r"data sets .*\(photos\); .*data\.root=.*/photos"),
-        (splits("train", "test") + ["test/zebra/1.png"], r"test has the class 'zebra'"),
-        (splits("train", "test", classes=("a", "b")) + ["train/c/1.png"], r"test/c is missing"),
+        ([*splits("train", "test"), "test/zebra/1.png"], r"test has the class 'zebra'"),
+        ([*splits("train", "test"), "train/c/1.png"], r"test/c is missing"),
         (["train/Wren/1.png", "train/b/1.png", "test/wren/1.png", "test/b/1.png"], r"'wren'.*it has 'Wren'"),
         (["only/1.png"], r"1 class folders, need at least two"),
         (["1.png", "2.png"], r"0 class folders and 2 images beside them"),
@@ -90,14 +90,15 @@ def test_what_is_left_out_is_said_and_why(tmp_path):
     (line,) = source.found[1:]
     for told in (
         "2 files that are no images (.heic 1, .txt 1)", "4 hidden", "1 links that lead nowhere",
-        "1 neither files nor folders", "1 images beside the folders in the root", "1 images beside the folders in train",
-        "the folder extra with 1 images",
+        "1 neither files nor folders", "1 images beside the folders in the root",
+        "1 images beside the folders in train", "the folder extra with 1 images",
     ):  # fmt: skip
         assert told in line
     assert len(source.train.labels) == 5
     told = DataModule(source=source, image_size=8, batch_size=2).found()
     assert told[2:] == [
-        "2 classes: a, b", "images: train 3 (1 to 2 a class), val 2 (1 a class), test 4 (2 a class); val is a part of train",
+        "2 classes: a, b",
+        "images: train 3 (1 to 2 a class), val 2 (1 a class), test 4 (2 a class); val is a part of train",
     ]  # fmt: skip
 
 
