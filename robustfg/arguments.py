@@ -1,5 +1,6 @@
 """What a config gives to a constructor against what the constructor takes."""
 
+import collections.abc
 import inspect
 import math
 import os
@@ -118,7 +119,7 @@ def _is(value: Any, hint: Any, places: Places) -> bool:
     if issubclass(kind, Mapping):
         inside = parts[1:] or (Any,)
         return isinstance(value, Mapping) and all(_fits(entry, inside[0], places) for entry in value.values())
-    if getattr(kind, "_is_protocol", False) or kind is Callable:
+    if getattr(kind, "_is_protocol", False) or kind is collections.abc.Callable:  # type: ignore[comparison-overlap]
         return callable(value) or (isinstance(value, Mapping) and "_target_" in value)
     return isinstance(value, kind) or _makes(value, kind, places)
 
@@ -138,7 +139,7 @@ def _makes(value: Any, kind: type, places: Places) -> bool:
         return False
     made = None if value.get("_partial_") else places(str(value["_target_"]))
     ours = isinstance(made, type) and all(one.__module__.startswith("robustfg.") for one in (made, kind))
-    return not ours or issubclass(made, kind)
+    return not ours or (isinstance(made, type) and issubclass(made, kind))
 
 
 def _asks_for_whole(value: Any, hint: Any) -> bool:

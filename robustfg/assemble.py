@@ -261,13 +261,14 @@ def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback], logge
 
 def node_of(config: Config, option: str) -> Mapping[str, Any]:
     """A part of the config that holds options. Raises ``UserError`` where it is missing or something else."""
-    node: Any = config
+    node: Mapping[str, Any] = config
     for key in option.split("."):
         if key not in node:
             raise UserError(f"{option} is missing")
-        node = node[key]
-        if not isinstance(node, Mapping):
-            raise UserError(f"{option} must hold options, got {shown(node)}")
+        value = node[key]
+        if not isinstance(value, Mapping):
+            raise UserError(f"{option} must hold options, got {shown(value)}")
+        node = value
     return node
 
 

@@ -20,8 +20,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
-from robustfg.models import Backbone
 from robustfg.memory_layout import protect
+from robustfg.models import Backbone
 from robustfg.models.taps import with_layers
 from robustfg.training import Constant, PhaseChange, Phases, Regime, Schedule, Standard
 from robustfg.training.gather import gathered

@@ -157,6 +157,8 @@ def build(node: Mapping[str, Any], option: str, /, **arguments: Any) -> Any:
         raise UserError(f"{option} cannot be null; leave it out with ~{option} where it is one of several")
     if not isinstance(node, Mapping):
         raise NoOptionError(option)
+    if "_target_" not in node:
+        raise UserError(f"{option} has no _target_, which names what it makes")
     fit = _fit(node, option)
     try:
         return instantiate(fit, _convert_="all", **arguments)

@@ -35,7 +35,9 @@ EXTRAS = {
         "joblib": "hydra-joblib-launcher", "ray": "hydra-ray-launcher", "rq": "hydra-rq-launcher",
         "submitit_local": "hydra-submitit-launcher", "submitit_slurm": "hydra-submitit-launcher",
     },
-    "hydra/sweeper": {"ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper", "optuna": "hydra-optuna-sweeper"},
+    "hydra/sweeper": {
+        "ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper", "optuna": "hydra-optuna-sweeper",
+    },
     "hydra/job_logging": {"colorlog": "hydra-colorlog"},
     "hydra/hydra_logging": {"colorlog": "hydra-colorlog"},
 }  # fmt: skip
@@ -98,7 +100,7 @@ def _plain(error: Exception) -> str:
     """What is to be said of an error of a running command."""
     message = str(error)
     if inner := re.findall(r"UserError: (.+)", message):  # of another process, with its traceback as text
-        return inner[-1]
+        return str(inner[-1])
     if isinstance(error, UserError):
         return message
     if isinstance(error, OSError) and error.filename is not None:
@@ -210,7 +212,7 @@ def _takes(config: Mapping[str, Any], option: str) -> bool:
         if "_target_" in node:
             return name in inspect.signature(get_object(node["_target_"])).parameters
         maker = get_object(above[0]["_target_"])
-        hint = typing.get_type_hints(maker.__init__ if isinstance(maker, type) else maker).get(above[1])
+        hint = typing.get_type_hints(inspect.getattr_static(maker, "__init__") if isinstance(maker, type) else maker).get(above[1])
     except Exception:  # importing can fail in any way, and the names in annotations too
         return False
     members = typing.get_args(hint) or (hint,)
@@ -233,7 +235,7 @@ def _without(option: str, command: str, words: list[str]) -> dict[str, Any]:
                 if not right:
                     return {}
                 missing = _missing(error)  # a second mistake, of the same kind or another
-                option, right = (missing, right) if missing in map(key_of, right) else ("", [])
+                option, right = (missing, right) if missing and missing in map(key_of, right) else ("", [])
 
 
 def _searched() -> list[str]:

@@ -39,8 +39,10 @@ NEEDS = {
 NO_DATA_HERE = {"cub", "cars", "aircraft", "dogs", "flowers", "pets", "nabirds", "inaturalist", "cifar10", "cifar100",
                 "mnist", "fashion_mnist", "folder"}  # fmt: skip
 LARGE = {"resnet18", "resnet34", "resnet50", "vgg16", "vgg19", "convnext_tiny", "vit_small", "efficientnet_lite0"}
-GROUPS = ("attack", "callbacks", "data", "detector", "evaluation", "logger", "loss", "model", "optimizer", "scheduler",
-          "trainer", "training", "unknown", "loss/covariance", "loss/priors", "loss/initial_means", "data/augment")  # fmt: skip
+GROUPS = (
+    "attack", "callbacks", "data", "detector", "evaluation", "logger", "loss", "model", "optimizer", "scheduler",
+    "trainer", "training", "unknown", "loss/covariance", "loss/priors", "loss/initial_means", "data/augment",
+)  # fmt: skip
 
 
 def option_files():
@@ -65,7 +67,7 @@ def composed(group, name):
             "data=birds",
             "data.source.train=64",
             "data.source.test=32",
-            "data.source.image_size=16",
+            "data.source.image_size=24",
         ]
     else:
         choice = [f"{group}={name}"] if group else []
@@ -89,9 +91,9 @@ def options_of(group, name):
     config = composed(group, name)
     top = group.partition("/")[0]
     if not group:
-        names = [key for key in ("seed", "output", "epsilon", "monitor", "init_from", "test")]
+        names = ["seed", "output", "epsilon", "monitor", "init_from", "test"]
     else:
-        names = [leaf for leaf in leaves(config[top], top)]
+        names = list(leaves(config[top], top))
     return config, names
 
 
@@ -211,5 +213,3 @@ if __name__ == "__main__":
         faults += 1
         print(" ".join(line), flush=True)
     print(f"{faults} faults, {len(accepted)} accepted")
-    with open("/tmp/cmdtry/accepted.txt", "w") as file:
-        file.writelines(" ".join(entry) + "\n" for entry in accepted)

@@ -63,7 +63,10 @@ def test_without_it_nothing_is_recorded_or_loaded(first, tmp_path):
 
 
 def test_a_stopped_run_goes_on_from_its_own_weights_and_does_not_load_again(first, tmp_path, monkeypatch):
-    checkpoint, options = tmp_path / "best.ckpt", ("trainer.max_epochs=2", "training=adversarial", "training.clean_epochs=0", "training.ramp_epochs=0")
+    checkpoint, options = (
+        tmp_path / "best.ckpt",
+        ("trainer.max_epochs=2", "training=adversarial", "training.clean_epochs=0", "training.ramp_epochs=0"),
+    )
     shutil.copy(first, checkpoint)
     start(tmp_path / "whole", checkpoint, *options)
     hook = LastCheckpoint._at_whole_place

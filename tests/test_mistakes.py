@@ -152,9 +152,7 @@ def test_a_value_of_the_wrong_kind_is_told(given, told):
     assert str(error.value) == told
 
 
-@pytest.mark.parametrize(
-    "given", [{"count": 3.0}, {"rate": 1}, {"share": None}, {"sure": False}, {"radius": "8/255"}]
-)
+@pytest.mark.parametrize("given", [{"count": 3.0}, {"rate": 1}, {"share": None}, {"sure": False}, {"radius": "8/255"}])
 def test_a_value_that_can_be_used_or_is_not_a_number_alone_is_let_through(given):
     fitting(example, given, "x")
 

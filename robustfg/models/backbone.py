@@ -84,7 +84,7 @@ class Backbone(nn.Module):
         self.unreached: tuple[str, ...] = ()
         if num_classes == 0:  # with a head of its own everything is used
             self._leave_out(unreached(self, feature_map), image_size)
-        self.register_load_state_dict_pre_hook(_without_unreached)
+        self.register_load_state_dict_pre_hook(_without_unreached)  # type: ignore[no-untyped-call]
 
     def forward(self, image: Tensor) -> Tensor:
         """The feature map of a batch. Raises ``ValueError`` if an image leaves [0, 1]."""
@@ -148,7 +148,7 @@ class Backbone(nn.Module):
         except Exception:
             for name, value in kept.items():
                 owner, _, key = name.rpartition(".")
-                self.get_submodule(owner).register_parameter(key, value.requires_grad_(False))
+                self.get_submodule(owner).register_parameter(key, nn.Parameter(value.detach(), requires_grad=False))
         finally:
             self.train(training)
 

@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
+from robustfg import memory_layout as layout
 from robustfg.attacks import FGSM, PGD, CrossEntropy, Engine, GradientAttack, Linf
 from robustfg.attacks.folding import folded
-from robustfg import memory_layout as layout
 from robustfg.models import Backbone
 
 

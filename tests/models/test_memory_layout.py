@@ -13,8 +13,8 @@ from torch import nn
 from robustfg.classifier import Classifier
 from robustfg.errors import UserError
 from robustfg.losses import Softmax
-from robustfg.models import Backbone
 from robustfg.memory_layout import LEAST_CHANNELS, protect, thinned
+from robustfg.models import Backbone
 
 LAST = torch.channels_last
 
