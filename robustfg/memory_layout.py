@@ -41,7 +41,9 @@ def arrange(network: nn.Module, channels_last: object) -> None:
     if not isinstance(channels_last, bool) and channels_last != "auto":
         raise UserError(f"model.channels_last must be auto, true or false, got {channels_last!r}")
     protect(network)
-    narrow = any(isinstance(part, nn.Conv2d) and thinned(part) and part.in_channels > IMAGE for part in network.modules())
+    narrow = any(
+        isinstance(part, nn.Conv2d) and thinned(part) and part.in_channels > IMAGE for part in network.modules()
+    )
     last = not narrow if channels_last == "auto" else channels_last
     for weight in network.parameters():
         if weight.dim() == 4:  # ``network.to`` refuses those of five dimensions

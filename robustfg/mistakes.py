@@ -212,7 +212,9 @@ def _takes(config: Mapping[str, Any], option: str) -> bool:
         if "_target_" in node:
             return name in inspect.signature(get_object(node["_target_"])).parameters
         maker = get_object(above[0]["_target_"])
-        hint = typing.get_type_hints(inspect.getattr_static(maker, "__init__") if isinstance(maker, type) else maker).get(above[1])
+        hint = typing.get_type_hints(
+            inspect.getattr_static(maker, "__init__") if isinstance(maker, type) else maker
+        ).get(above[1])
     except Exception:  # importing can fail in any way, and the names in annotations too
         return False
     members = typing.get_args(hint) or (hint,)

@@ -1,4 +1,4 @@
-"""What the README tells people to type must exist."""
+"""What the README and the pages of docs/ tell people to type must exist."""
 
 import re
 from pathlib import Path
@@ -9,7 +9,7 @@ from commands import config_of
 from robustfg.config import CONF
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+README = "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])
 COMMANDS = re.findall(r"-m robustfg\.(train|evaluate) ((?:[\w.=@\[\],/-]+ ?)+)", README)
 
 
@@ -31,6 +31,16 @@ def test_every_option_is_listed(group):
     for path in (CONF / group).glob("*.yaml"):
         names = {path.stem, path.stem.removesuffix("_l2")}
         assert path.stem == "stored" or any(f"`{name}`" in README for name in names), path
+
+
+def test_links_between_pages_lead_somewhere():
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)\)", path.read_text()):
+            assert (path.parent / target).exists(), (path.name, target)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
 
 
 def test_make_targets_exist():
