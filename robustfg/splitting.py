@@ -17,9 +17,8 @@ from robustfg.data.stored import Members, Splits, several
 from robustfg.errors import UserError
 
 Node = Mapping[str, Any]
-LOADING = {"root", "download", "num_workers", "cache", "batch_size", "eval_batch_size", "max_test_samples", "seed",
-           "augment"}  # fmt: skip
-"""Data options that draw no split."""
+DRAWING = ("test_fraction", "official_val", "train", "val", "test")
+"""Options of sources by which splits are drawn or chosen."""
 
 
 def follow_run(data: DataModule, last: Path, option: str) -> None:
@@ -156,9 +155,9 @@ def _images_of(stored: Splits, checkpoint: Checkpoint) -> dict[str, Images]:
 
 def _recipe(node: Node) -> dict[str, Any]:
     """The options by which splits are drawn."""
-    source = {f"source.{key}": value for key, value in (node.get("source") or {}).items() if key not in LOADING}
+    source = node.get("source") or {}
     kept = {key: node[key] for key in ("val_fraction", "split_seed") if key in node}
-    return kept | {key: value for key, value in source.items() if not key.endswith("_target_")}
+    return kept | {f"source.{key}": source[key] for key in DRAWING if key in source}
 
 
 def _as_recorded(data: DataModule, checkpoint: Checkpoint) -> bool | None:

@@ -279,3 +279,16 @@ def test_what_would_be_fetched_is_switched_off_at_any_depth_and_addresses_are_re
     for name in ("hf-hub:someone/net", "https://example.org/net.pt"):
         with pytest.raises(UserError, match="would be fetched"):
             offline({"model": {"deep": [{"weights": name}]}})
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_drawn_images_of_another_seed_are_other_data_and_of_the_same_the_runs_own(tmp_path, seed):
+    birds = ("data=birds", "data.source.train=64", "data.image_size=24", "data.source.num_genera=2")
+    small = [word for word in SMALL if "image_size" not in word]
+    config = config_of("train", *birds, *small, "data.source.species_per_genus=1", "data.source.test=16", "test=false")
+    train(config, tmp_path / "run", command=[])
+    data = (*birds, "data.source.species_per_genus=1", "data.source.test=32", f"data.source.seed={seed}")
+    found, summary = told(tmp_path / "run" / "checkpoints" / "best.ckpt", tmp_path / "e", data=data)
+    assert found["n"] == (16 if seed == 0 else 32)
+    assert hygiene(summary)["status"] == ("pass" if seed == 0 else "inconclusive")
+    assert any("In no split: 16 images" in remark for remark in summary["remarks"]) is (seed == 0)

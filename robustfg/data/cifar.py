@@ -34,6 +34,7 @@ class Cifar10:
         self.train = ArraySplit(train.data, np.asarray(train.targets, np.int64), "train")
         self.test = ArraySplit(test.data, np.asarray(test.targets, np.int64), "test")
         self.val = None
+        self.origin = f"{self.train.identity()} {self.test.identity()}"
 
 
 class Cifar100(Cifar10):

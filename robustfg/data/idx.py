@@ -42,6 +42,7 @@ class Idx:
         self.train = self._split(folder, "train")
         self.test = self._split(folder, "t10k")
         self.val = None
+        self.origin = f"{self.train.identity()} {self.test.identity()}"
 
     def _split(self, folder: Path, prefix: str) -> ArraySplit:
         images = read_idx(self._find(folder, f"{prefix}-images-idx3-ubyte"))

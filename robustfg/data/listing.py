@@ -29,7 +29,7 @@ SUFFIXES = frozenset(
 )
 SHOWN = ".jpg, .png, .webp, .gif, .tif, .bmp and what else Pillow opens"
 """The suffixes, for messages."""
-IGNORED = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN"}
+IGNORED = {"__MACOSX", "@eaDir", "lost+found", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN"}
 """What systems leave in folders, beside names that begin with a dot."""
 
 KEPT_FROM = 10_000
