@@ -8,10 +8,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import Logger
 
+from robustfg.arguments import shown
 from robustfg.attacks import Attack
 from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
-from robustfg.arguments import shown
 from robustfg.config import build
 from robustfg.data.annotations import privileged_of
 from robustfg.data.datamodule import DataModule

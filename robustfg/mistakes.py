@@ -34,7 +34,9 @@ EXTRAS = {
         "joblib": "hydra-joblib-launcher", "ray": "hydra-ray-launcher", "rq": "hydra-rq-launcher",
         "submitit_local": "hydra-submitit-launcher", "submitit_slurm": "hydra-submitit-launcher",
     },
-    "hydra/sweeper": {"ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper", "optuna": "hydra-optuna-sweeper"},
+    "hydra/sweeper": {
+        "ax": "hydra-ax-sweeper", "nevergrad": "hydra-nevergrad-sweeper", "optuna": "hydra-optuna-sweeper",
+    },
     "hydra/job_logging": {"colorlog": "hydra-colorlog"},
     "hydra/hydra_logging": {"colorlog": "hydra-colorlog"},
 }  # fmt: skip
@@ -213,7 +215,10 @@ def _takes(config: Mapping[str, Any], option: str) -> bool:
     except Exception:  # importing can fail in any way, and the names in annotations too
         return False
     members = typing.get_args(hint) or (hint,)
-    return any(isinstance(kind := typing.get_origin(part) or part, type) and issubclass(kind, Mapping) for part in (hint, *members))
+    return any(
+        isinstance(kind := typing.get_origin(part) or part, type) and issubclass(kind, Mapping)
+        for part in (hint, *members)
+    )
 
 
 def _without(option: str, command: str, words: list[str]) -> dict[str, Any]:

@@ -131,7 +131,9 @@ def _answer(classifier: Classifier, size: int, layers: tuple[str, ...]) -> tuple
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"model cannot take images of data.image_size={size}: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"model cannot take images of data.image_size={size}: {' '.join(str(error).split())}"
+        ) from error
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -159,7 +161,9 @@ def _refuse_unlogged(callback: EarlyStopping | ModelCheckpoint, logged: set[str]
     watched = str(callback.monitor)
     if watched not in logged and not watched.startswith("train/"):
         raise UserError(f"{option}.monitor must be one of {', '.join(sorted(logged))}, got {watched}")
-    if watched.endswith("accuracy") and callback.mode != "max" or watched.endswith("loss") and callback.mode != "min":
+    if (watched.endswith("accuracy") and callback.mode != "max") or (
+        watched.endswith("loss") and callback.mode != "min"
+    ):
         raise UserError(f"{option}.mode={callback.mode} keeps the worst {watched}")
     if isinstance(callback, EarlyStopping):
         refuse_outside(f"{option}.patience", callback.patience, least=1)

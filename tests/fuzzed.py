@@ -9,7 +9,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import pytorch_lightning as pl
 import torch
 from commands import config_of
 from hydra import compose, initialize_config_dir
@@ -41,7 +40,8 @@ NO_DATA_HERE = {"cub", "cars", "aircraft", "dogs", "flowers", "pets", "nabirds",
                 "mnist", "fashion_mnist", "folder"}  # fmt: skip
 LARGE = {"resnet18", "resnet34", "resnet50", "vgg16", "vgg19", "convnext_tiny", "vit_small", "efficientnet_lite0"}
 GROUPS = ("attack", "callbacks", "data", "detector", "evaluation", "logger", "loss", "model", "optimizer", "scheduler",
-          "trainer", "training", "unknown", "loss/covariance", "loss/priors", "loss/initial_means", "data/augment")  # fmt: skip
+          "trainer", "training", "unknown", "loss/covariance", "loss/priors", "loss/initial_means",
+          "data/augment")  # fmt: skip
 
 
 def option_files():
@@ -60,7 +60,14 @@ def composed(group, name):
     elif group == "callbacks":
         choice = [f"callbacks=[default,{name}]" if name != "default" else "callbacks=default"]
     elif group == "unknown":
-        choice = [f"unknown={name}", "detector=energy", "data=birds", "data.source.train=64", "data.source.test=32", "data.source.image_size=16"]
+        choice = [
+            f"unknown={name}",
+            "detector=energy",
+            "data=birds",
+            "data.source.train=64",
+            "data.source.test=32",
+            "data.source.image_size=16",
+        ]
     else:
         choice = [f"{group}={name}"] if group else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -83,9 +90,9 @@ def options_of(group, name):
     config = composed(group, name)
     top = group.partition("/")[0]
     if not group:
-        names = [key for key in ("seed", "output", "epsilon", "monitor", "init_from", "test")]
+        names = ["seed", "output", "epsilon", "monitor", "init_from", "test"]
     else:
-        names = [leaf for leaf in leaves(config[top], top)]
+        names = list(leaves(config[top], top))
     return config, names
 
 
@@ -161,7 +168,9 @@ def judged(message, option):
     if "\n" in message:
         return f"several lines: {message!r}"
     parts = option.split(".")
-    named = any(re.search(rf"\b{re.escape(part)}\b", message) for part in (option, parts[-1], ".".join(parts[:2]), parts[0]))
+    named = any(
+        re.search(rf"\b{re.escape(part)}\b", message) for part in (option, parts[-1], ".".join(parts[:2]), parts[0])
+    )
     return None if named else f"names no option: {message!r}"
 
 
@@ -203,5 +212,3 @@ if __name__ == "__main__":
         faults += 1
         print(" ".join(line), flush=True)
     print(f"{faults} faults, {len(accepted)} accepted")
-    with open("/tmp/cmdtry/accepted.txt", "w") as file:
-        file.writelines(" ".join(entry) + "\n" for entry in accepted)
