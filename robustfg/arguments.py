@@ -109,7 +109,7 @@ def _is(value: Any, hint: Any, places: Places) -> bool:
         return type(value) is int or (isinstance(value, float) and value.is_integer())
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    if not isinstance(kind, type) or kind in (Any, object):
+    if not isinstance(kind, type) or kind is object or hint is Any:
         return True
     if issubclass(kind, str | os.PathLike):
         return isinstance(value, str | os.PathLike)
@@ -137,8 +137,9 @@ def _makes(value: Any, kind: type, places: Places) -> bool:
     if not (isinstance(value, Mapping) and "_target_" in value):
         return False
     made = None if value.get("_partial_") else places(str(value["_target_"]))
-    ours = isinstance(made, type) and all(one.__module__.startswith("robustfg.") for one in (made, kind))
-    return not ours or issubclass(made, kind)
+    if not (isinstance(made, type) and all(one.__module__.startswith("robustfg.") for one in (made, kind))):
+        return True
+    return issubclass(made, kind)
 
 
 def _asks_for_whole(value: Any, hint: Any) -> bool:

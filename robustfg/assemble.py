@@ -113,7 +113,8 @@ def attacks_of(config: Config, classes: tuple[str, ...], genera: tuple[str, ...]
         option = f"attack.{name}"
         surrogate: dict[str, Any] = {}
         if "surrogate" in node:
-            surrogate = surrogate_of(node["surrogate"], f"{option}.surrogate", classes, tuple(config.get("trust", ())))
+            path = node.pop("surrogate")
+            surrogate = surrogate_of(path, f"{option}.surrogate", classes, tuple(config.get("trust", ())))
         attack = build(_grouped(node, genera), option, **surrogate)
         try:
             suite[name] = attack.run_by(engine)
@@ -259,7 +260,8 @@ def node_of(config: Config, option: str) -> Mapping[str, Any]:
         node = node[key]
         if not isinstance(node, Mapping):
             raise UserError(f"{option} must hold options, got {shown(node)}")
-    return node
+    found: Mapping[str, Any] = node
+    return found
 
 
 def _regime(node: Mapping[str, Any], option: str) -> dict[str, Any]:

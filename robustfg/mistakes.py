@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from robustfg.config import CONF
 from robustfg.errors import UserError
@@ -99,7 +99,7 @@ def _plain(error: Exception) -> str:
     """What is to be said of an error of a running command."""
     message = str(error)
     if inner := re.findall(r"UserError: (.+)", message):  # of another process, with its traceback as text
-        return inner[-1]
+        return str(inner[-1])
     if isinstance(error, UserError):
         return message
     if isinstance(error, OSError) and error.filename is not None:
@@ -211,7 +211,8 @@ def _takes(config: Mapping[str, Any], option: str) -> bool:
         if "_target_" in node:
             return name in inspect.signature(get_object(node["_target_"])).parameters
         maker = get_object(above[0]["_target_"])
-        hint = typing.get_type_hints(maker.__init__ if isinstance(maker, type) else maker).get(above[1])
+        made_by = inspect.getattr_static(maker, "__init__") if isinstance(maker, type) else maker
+        hint = typing.get_type_hints(made_by).get(above[1])
     except Exception:  # importing can fail in any way, and the names in annotations too
         return False
     members = typing.get_args(hint) or (hint,)
@@ -233,8 +234,8 @@ def _without(option: str, command: str, words: list[str]) -> dict[str, Any]:
             except (HydraException, OmegaConfBaseException, ValueError, YAMLError) as error:
                 if not right:
                     return {}
-                missing = _missing(error)  # a second mistake, of the same kind or another
-                option, right = (missing, right) if missing in map(key_of, right) else ("", [])
+                option = _missing(error) or ""  # a second mistake, of the same kind or another
+                right = right if option in [key_of(word) for word in right] else []
 
 
 def _searched() -> list[str]:
