@@ -110,7 +110,7 @@ def _is(value: Any, hint: Any, places: Places) -> bool:
         return type(value) is int or (isinstance(value, float) and value.is_integer())
     if kind is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
-    if not isinstance(kind, type) or kind in (Any, object):
+    if not isinstance(kind, type) or kind is object or hint is Any:
         return True
     if issubclass(kind, str | os.PathLike):
         return isinstance(value, str | os.PathLike)

@@ -39,10 +39,8 @@ NEEDS = {
 NO_DATA_HERE = {"cub", "cars", "aircraft", "dogs", "flowers", "pets", "nabirds", "inaturalist", "cifar10", "cifar100",
                 "mnist", "fashion_mnist", "folder"}  # fmt: skip
 LARGE = {"resnet18", "resnet34", "resnet50", "vgg16", "vgg19", "convnext_tiny", "vit_small", "efficientnet_lite0"}
-GROUPS = (
-    "attack", "callbacks", "data", "detector", "evaluation", "logger", "loss", "model", "optimizer", "scheduler",
-    "trainer", "training", "unknown", "loss/covariance", "loss/priors", "loss/initial_means", "data/augment",
-)  # fmt: skip
+GROUPS = ("attack", "callbacks", "data", "detector", "evaluation", "logger", "loss", "model", "optimizer", "scheduler",
+          "trainer", "training", "unknown", "loss/covariance", "loss/priors", "loss/initial_means")  # fmt: skip
 
 
 def option_files():
@@ -53,12 +51,9 @@ def option_files():
 
 def composed(group, name):
     words = [*NEEDS.get(group, ()), *ASKED.get(name, [])]
-    if group == "loss/covariance" or group.startswith("loss/"):
+    if group.startswith("loss/"):
         words.append("loss=gm")
-    if group == "data/augment":
-        words = []
-        choice = ["data=digits", "+data/augment=" + name]
-    elif group == "callbacks":
+    if group == "callbacks":
         choice = [f"callbacks=[default,{name}]" if name != "default" else "callbacks=default"]
     elif group == "unknown":
         choice = [
@@ -67,7 +62,7 @@ def composed(group, name):
             "data=birds",
             "data.source.train=64",
             "data.source.test=32",
-            "data.source.image_size=24",
+            "data.image_size=24",
         ]
     else:
         choice = [f"{group}={name}"] if group else []

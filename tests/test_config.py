@@ -88,7 +88,7 @@ def test_every_option_composes_and_binds_to_what_it_configures(group, option):
             arguments |= {"surrogate_name": "given by the program", "surrogate": torch.nn.Identity()}
         if path in GIVEN or (top in ("attack", "logger", "unknown") and path.count(".") == 1):
             arguments = GIVEN.get(path, GIVEN[top]) | arguments
-        fitting(target, {key: value for key, value in arguments.items() if key in node}, path)
+        fitting(target, {key: v for key, v in arguments.items() if key in node and key != "surrogate"}, path)
         if node.get("_partial_"):
             inspect.signature(target).bind_partial(**arguments)
         else:

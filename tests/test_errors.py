@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 
 import numpy as np
 import pytest
@@ -84,6 +85,7 @@ def test_a_message_that_ends_training_begins_on_a_line_of_its_own(tmp_path):
     """On a terminal, which shows bars."""
     words = ("experiment=smoke", "optimizer.lr=1e30", "trainer.max_epochs=3", f"output={tmp_path}")
     ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))  # bars have no width otherwise
     process = subprocess.Popen([sys.executable, "-m", "robustfg.train", *words], stdout=theirs, stderr=theirs)
     os.close(theirs)
     shown = b""

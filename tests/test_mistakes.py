@@ -2,6 +2,8 @@
 
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Literal
 
 import pytest
 from commands import QUIET, config_of
@@ -9,8 +11,10 @@ from hydra.utils import get_object
 
 from robustfg.arguments import fitting
 from robustfg.config import CONF, build
-from robustfg.errors import UserError
+from robustfg.errors import UserError, refuse_outside
+from robustfg.mistakes import _plain, _takes, no_value
 from robustfg.option_names import NoOptionError, closest, names_of
+from robustfg.words import as_typed
 
 
 def line(command, *words):
@@ -36,6 +40,7 @@ def line(command, *words):
         ("evaluate", ["atack=pgd"], "no option atack; did you mean attack?"),
         ("predict", ["tpo=3", "a.png"], "no option tpo; did you mean to or top?"),
         ("predict", ["top=three", "a.png"], "top: Value 'three' of type 'str' could not be converted to Integer"),
+        ("train", ["trainer.gradient_clip_val=-1"], "trainer.gradient_clip_val must be >= 0, got -1"),
         ("train", ["loss=[gm"], "cannot read the option loss=[gm: no viable alternative at input '[gm'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -131,8 +136,16 @@ def test_an_attack_that_is_no_node_is_told(tmp_path):
         attacks_of(config_of("train", "+attack.typo=3"), ("a", "b"))
 
 
-def example(count: int, rate: float = 1.0, share: float | None = None, sure: bool = True, radius: float | str = 1):
-    return None
+def example(
+    count: int,
+    rate: float = 1.0,
+    share: float | None = None,
+    sure: bool = True,
+    radius: float | str = 1,
+    parts: Sequence[float] = (),
+    how: Literal["one", "two"] = "one",
+):
+    return count
 
 
 @pytest.mark.parametrize(
@@ -144,12 +157,22 @@ def example(count: int, rate: float = 1.0, share: float | None = None, sure: boo
         ({"rate": "fast"}, "x.rate must be a number, got fast"),
         ({"share": "half"}, "x.share must be a number or null, got half"),
         ({"sure": "perhaps"}, "x.sure must be true or false, got perhaps"),
+        ({"radius": [1]}, "x.radius must be a number or text, got [1]"),
+        ({"count": True}, "x.count must be a whole number, got True"),
+        ({"parts": "abc"}, "x.parts must be a list of numbers, got abc"),
+        ({"parts": [1, "a"]}, "x.parts must be a list of numbers, got [1, 'a']"),
+        ({"how": "both"}, "x.how must be one, two, got both"),
+        ({"rate": [1]}, "x.rate must be a number, got [1]"),
     ],
 )
 def test_a_value_of_the_wrong_kind_is_told(given, told):
     with pytest.raises(UserError) as error:
         fitting(example, given, "x")
     assert str(error.value) == told
+
+
+def test_a_whole_number_written_with_a_point_becomes_one():
+    assert repr(fitting(example, {"count": 3.0, "rate": 3.0}, "x")) == "{'count': 3, 'rate': 3.0}"
 
 
 @pytest.mark.parametrize("given", [{"count": 3.0}, {"rate": 1}, {"share": None}, {"sure": False}, {"radius": "8/255"}])
@@ -164,3 +187,123 @@ def test_arguments_of_lightnings_trainer_are_known():
         fitting(trainer, {"max_epochs": "two"}, "t")
     with pytest.raises(UserError, match="no option t.max_epoch; did you mean t.max_epochs"):
         fitting(trainer, {"max_epoch": 2}, "t")
+
+
+# --- Values that no option takes, and words as they were typed
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(float("nan"), "a finite number, got nan"), (float("-inf"), "a finite number, got -inf"), (10**30, "below 2^63")],
+)
+def test_numbers_that_nothing_can_hold_are_refused_wherever_they_stand(value, told):
+    node = config_of("train", "attack=pgd")["attack"]["pgd"]
+    node["threat"]["epsilon"] = value
+    with pytest.raises(UserError) as error:
+        build(node, "attack.pgd", name="pgd")
+    assert str(error.value).startswith(f"attack.pgd.threat.epsilon must be {told}")
+
+
+def test_whatever_a_constructor_raises_is_told_with_its_option():
+    node = config_of("train", "model=tiny")["model"] | {"options": {"channels": [1]}}
+    with pytest.raises(UserError, match=r"^model: .*layer2"):
+        build(node, "model")
+
+
+@pytest.mark.parametrize(
+    ("typed", "read"),
+    [
+        ("run_name=2026_11_30", "2026_11_30"),
+        ("run_name=0012", "0012"),
+        ("run_name=1e5", "1e5"),
+        ("run_name=null", "null"),
+        ("run_name=true", "true"),
+        ("run_name=it's", "it's"),
+        ("run_name=back\\", "back\\"),
+        ("init_from=runs/epoch=3.ckpt", "runs/epoch=3.ckpt"),
+        ("init_from=null", None),
+        ("output=2026_11", "2026_11"),
+        ("epsilon=4/255", "4/255"),
+    ],
+)
+def test_a_text_is_read_as_it_was_typed(typed, read):
+    config = config_of("train", *as_typed([typed]))
+    assert config[typed.partition("=")[0]] == read
+
+
+def test_what_hydra_must_read_is_left_to_it():
+    words = [
+        "loss=gm,softmax",
+        "attack=[fgsm,pgd]",
+        "+x={a:1}",
+        "--cfg",
+        "job",
+        "-m",
+        "seed=range(1,3)",
+        "~callbacks.last",
+    ]
+    assert as_typed(words) == words
+
+
+@pytest.mark.parametrize("name", ["", " ", ".", "..", "a/b", "a\nb", "\x1b[31m", "x" * 300])
+def test_a_run_name_that_is_no_folders_name_is_refused(name):
+    with pytest.raises(UserError, match="^run_name must be the name of a folder"):
+        as_typed([f"run_name={name}"])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError(28, "No space left on device", "/x/y"), "/x/y: No space left on device"),
+        (RuntimeError("Caught in worker\nrobustfg.errors.UserError: cannot read a.png\n"), "cannot read a.png"),
+    ],
+)
+def test_errors_of_the_machine_and_of_other_processes_are_one_line(error, told):
+    assert _plain(error) == told
+
+
+def test_the_traceback_of_an_error_of_ours_is_kept_in_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    told = _plain(ZeroDivisionError("division by zero"))
+    (kept,) = tmp_path.iterdir()
+    assert told.startswith("unexpected ZeroDivisionError: division by zero; ")
+    assert str(kept) in told
+    assert "ZeroDivisionError" in kept.read_text()
+
+
+@pytest.mark.parametrize(
+    ("group", "value", "told"),
+    [
+        ("hydra/launcher", "joblib", "pip install hydra-joblib-launcher"),
+        ("hydra/sweeper", "optuna", "pip install hydra-optuna-sweeper"),
+        ("attack", "null", "choose one; all of attack: "),
+    ],
+)
+def test_a_choice_from_another_package_says_what_to_install(group, value, told):
+    assert told in no_value(group, value, ["basic"])
+
+
+def test_an_option_that_no_file_lists_is_taken_where_its_constructor_takes_it():
+    config = config_of("train")
+    assert _takes(config, "trainer.profiler")
+    assert _takes(config, "model.options.drop_path_rate")
+    assert not _takes(config, "trainer.profilr")
+    assert not _takes(config, "nothing.at_all")
+
+
+@pytest.mark.parametrize(
+    ("bounds", "value", "told"),
+    [
+        ({"least": 0}, -1, ">= 0, got -1"),
+        ({"above": 0}, 0, "> 0, got 0"),
+        ({"above": 0, "most": 1}, 2, "in (0, 1], got 2"),
+        ({"least": 0, "below": 1}, float("nan"), "in [0, 1), got nan"),
+        ({}, float("inf"), "a finite number, got inf"),
+    ],
+)
+def test_numbers_outside_a_range_are_told_with_the_range(bounds, value, told):
+    with pytest.raises(UserError) as error:
+        refuse_outside("x", value, **bounds)
+    assert str(error.value) == f"x must be {told}"
+    refuse_outside("x", None, **bounds)
+    refuse_outside("x", 0.5, **bounds)
