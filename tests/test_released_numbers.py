@@ -121,7 +121,12 @@ THERE = {
 @pytest.mark.parametrize("option", THERE)
 def test_what_an_option_file_says_is_released_is_what_was_released(option: str) -> None:
     group, _, name = option.rpartition("/")
-    stored = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{name}.yaml"))
+    file, base = OmegaConf.load(CONF / group / f"{name}.yaml"), OmegaConf.create()
+    for entry in file.get("defaults", []):
+        if isinstance(entry, str) and entry.startswith("base/"):
+            shared, _, place = entry.partition("@")
+            OmegaConf.update(base, place, OmegaConf.load(CONF / group / f"{shared}.yaml"))
+    stored = OmegaConf.to_container(OmegaConf.merge(base, file))
     alone = isinstance(stored, dict) and set(stored) - {"defaults"} == {name}
     for path, expected in THERE[option].items():
         found = stored[name] if alone and not path.startswith(f"{name}.") else stored
