@@ -123,9 +123,10 @@ def test_what_an_option_file_says_is_released_is_what_was_released(option: str) 
     group, _, name = option.rpartition("/")
     file, base = OmegaConf.load(CONF / group / f"{name}.yaml"), OmegaConf.create()
     for entry in file.get("defaults", []):
-        if isinstance(entry, str) and entry.startswith("base/"):
+        if isinstance(entry, str) and "base/" in entry:
             shared, _, place = entry.partition("@")
-            OmegaConf.update(base, place, OmegaConf.load(CONF / group / f"{shared}.yaml"))
+            above = CONF if shared.startswith("/") else CONF / group
+            OmegaConf.update(base, place, OmegaConf.load(above / f"{shared.lstrip('/')}.yaml"))
     stored = OmegaConf.to_container(OmegaConf.merge(base, file))
     alone = isinstance(stored, dict) and set(stored) - {"defaults"} == {name}
     for path, expected in THERE[option].items():
