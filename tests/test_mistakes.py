@@ -206,7 +206,7 @@ def test_numbers_that_nothing_can_hold_are_refused_wherever_they_stand(value, to
 
 def test_whatever_a_constructor_raises_is_told_with_its_option():
     node = config_of("train", "model=tiny")["model"] | {"options": {"channels": [1]}}
-    with pytest.raises(UserError, match=r"^model: .*layer2"):
+    with pytest.raises(UserError, match=r"^model\.name=resnet18 .*layer2"):
         build(node, "model")
 
 

@@ -103,7 +103,7 @@ def test_fixed_centres_can_be_trained_with_it(kind):
     model.loss = kind(channels=4, num_classes=3, embedding_dim=3).double()
     terms = mcat()(model, model.loss, samples, 0)
     terms["loss"].backward()
-    assert mcat().tau(model.loss).item() == pytest.approx(0.7 * 2 * 10 * (1 + 1 / 2))
+    assert mcat().tau(model.loss).item() == pytest.approx(0.7 * 2 * 100 * (1 + 1 / 2))
     assert model.features[0].weight.grad.isfinite().all()
 
 
