@@ -1,10 +1,8 @@
 """Running the commands: as real processes, or in this one where only their outcome matters."""
 
-import os
 import signal
-import subprocess
-import sys
 
+import warm
 from hydra import compose, initialize_config_dir
 
 from robustfg.config import CONF, plain, register_schemas
@@ -15,11 +13,8 @@ QUIET = "trainer.enable_progress_bar=false"
 
 
 def start(command, *overrides, cwd=None, start_new_session=False, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-m", f"robustfg.{command}", *map(str, overrides), QUIET],
-        cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        start_new_session=start_new_session, preexec_fn=obey_interrupts,
-    )  # fmt: skip
+    options = {"cwd": cwd, "start_new_session": start_new_session, "environment": environment}
+    return warm.start(f"robustfg.{command}", *map(str, overrides), QUIET, **options)
 
 
 def obey_interrupts():
@@ -29,7 +24,7 @@ def obey_interrupts():
 
 def finished(process):
     try:
-        process.output, process.errors = process.communicate(timeout=120)
+        process.output, process.errors = process.communicate()
     finally:
         process.kill()
     return process

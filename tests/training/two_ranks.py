@@ -2,11 +2,11 @@
 
 import os
 import socket
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
+import warm
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies import DDPStrategy
 
@@ -16,19 +16,10 @@ def found_by_two(script, folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    place, paths = Path(__file__).with_name(script), [str(Path(__file__).parents[1]), *filter(None, sys.path)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(place), str(rank), str(port), str(folder)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
+    place = str(Path(__file__).with_name(script))
+    processes = [warm.start(place, str(rank), str(port), str(folder)) for rank in range(2)]
     try:
-        outputs = [process.communicate()[0] for process in processes]
+        outputs = ["\n".join(process.communicate()) for process in processes]
     finally:
         for process in processes:
             process.kill()
