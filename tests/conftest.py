@@ -1,6 +1,7 @@
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # pytest-xdist runs one worker per core
+THREADS = os.environ.get("ROBUSTFG_TEST_THREADS", "1")  # pytest-xdist runs one worker per core
+os.environ.setdefault("OMP_NUM_THREADS", THREADS)
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
@@ -10,4 +11,4 @@ import pytest
 def _no_leftover_threads():
     import torch
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(THREADS))
