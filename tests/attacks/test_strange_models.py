@@ -422,11 +422,13 @@ class Says(nn.Module):
         (lambda logits: logits.masked_fill(torch.arange(5) > 0, -torch.inf), "no wrong class has a finite logit"),
     ],
 )
+@pytest.mark.parametrize("engine", [Engine(), Engine(fold=False)], ids=["copy", "no copy"])
 @pytest.mark.parametrize("attack", ["pgd", "last iterate", "apgd"])
-def test_what_makes_an_attack_prove_little_is_told_once_a_call(change, message, attack):
+def test_what_makes_an_attack_prove_little_is_told_once_a_call(change, message, attack, engine):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        ATTACKS[attack](Says(change).eval(), images(COUNT), torch.zeros(COUNT, dtype=torch.int64))
+        made = replace(ATTACKS[attack], engine=engine)
+        made(Says(change).eval(), images(COUNT), torch.zeros(COUNT, dtype=torch.int64))
     if attack == "last iterate" and "no wrong class" in message:
         return  # nobody looks
     assert sum(message in str(warning.message) for warning in told) == 1
