@@ -38,6 +38,8 @@ from robustfg.evaluation.checks.probes import deterministic, finite_difference
 from robustfg.evaluation.measure import verdicts
 from robustfg.types import Batch, Output, decision_margin
 
+pytestmark = pytest.mark.numeric
+
 EPSILON, STEPS = 3 / 255, 8
 COUNT = 24
 

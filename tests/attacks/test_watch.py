@@ -31,6 +31,8 @@ from robustfg.attacks import (
 from robustfg.errors import UserError
 from robustfg.types import Output
 
+pytestmark = pytest.mark.numeric
+
 FAR = ScoreOf("far")
 GOAL = WrongAndAccepted(score=FAR, tau=TAU / 3, scale=TAU)
 BALL = Linf(epsilon=EPSILON)

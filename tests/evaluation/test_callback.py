@@ -12,6 +12,8 @@ from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
 from robustfg.evaluation.records import CLEAN
 
+pytestmark = pytest.mark.numeric
+
 
 def naive_counts(model, attacks):
     """One sample at a time, without any of the evaluation's code."""

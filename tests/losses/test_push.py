@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from robustfg.losses import MaximalSeparation, ProtoPNet
 from robustfg.losses.push import Push
 
+pytestmark = pytest.mark.numeric
+
 CLASSES, PER_CLASS, HEIGHT, WIDTH = 3, 2, 2, 4
 
 
