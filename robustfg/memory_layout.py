@@ -1,12 +1,8 @@
 """Memory layout: which is chosen for which network and device, and the one combination that must never run.
 
-oneDNN's AVX2 kernel for pointwise convolutions (``jit_1x1:avx2`` of version 3.12) writes behind its buffer where the
-weight gradient of one with a stride and fewer than 8 input channels is asked for, in channels-last layout. The process
-dies then or later. Measured with torch 2.14.1 on an AMD EPYC without AVX-512, every buffer before a guard page, one and
-two threads: 1 to 33 channels in and out, kernels of 1 to 7, strides of 1 to 7, maps of 1 to 112 positions a side,
-batches of 1 to 32, groups, every mix of layouts. It dies with 2 to 7 input channels, kernel 1, one group and stride 2
-or 3, and either features or weights in channels-last layout. It holds from 8 input channels on, with other kernels,
-groups or stride 1, with all in the usual layout, and without a weight gradient: evaluations and attacks have none.
+oneDNN's AVX2 kernel for pointwise convolutions (``jit_1x1:avx2``, version 3.12 in torch 2.14.1) writes behind its
+buffer where the weight gradient of one with a stride and 2 to 7 input channels is asked for in channels-last layout.
+The process dies then or later. Evaluations and attacks ask for no such gradient.
 """
 
 from collections.abc import Iterator

@@ -238,7 +238,10 @@ class Ledger:
 
     def _better(self, score: Tensor) -> Tensor:
         better = score < self.now.score
-        return self.standing(better) if self.minimum else better & ~self.now.fooled
+        if self.minimum:
+            return self.standing(better)
+        unseen = self.now.score.isinf() & self.now.margin.isnan() & ~score.isnan()  # an infinite margin is one, too
+        return (better | unseen) & ~self.now.fooled
 
     def _take(self, mask: Tensor, image: Tensor, score: Tensor, margin: Tensor) -> None:
         image, margin = image.detach(), margin.to(self.now.margin.dtype)

@@ -597,7 +597,8 @@ def test_a_library_stands_beside_ours_in_the_summary(tmp_path):
     head = Softmax(channels=16, num_classes=toy.CLASSES)
     model = Classifier(backbone=toy.Convolutions(), loss=head, num_classes=toy.CLASSES)
     attacks = {"pgd": toy.suite()["pgd"], "theirs": replace(foolbox_pgd(Linf(epsilon="8/255")), name="theirs")}
-    found = toy.evaluate(model, tmp_path, attacks)["attacks"]
+    few = toy.data_module(max_test_samples=12)
+    found = toy.evaluate(model, tmp_path, attacks, data=few, checks=0)["attacks"]
     assert found["pgd"]["library"] == f"robustfg {robustfg.__version__}"
     assert found["theirs"]["library"] == "foolbox 3.3.4"
     assert found["theirs"]["forwards"] > 0

@@ -16,6 +16,8 @@ from robustfg.attacks import APGD, L1, L2, CrossEntropy, DifferenceOfLogitsRatio
 from robustfg.attacks.randomness import keyed_uniforms
 from robustfg.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 INDEX = torch.tensor([7, 3, 12, 0, 99, 41])
 BOTH = pytest.mark.parametrize("kind", [Linf, L2])
 

@@ -9,6 +9,8 @@ from robustfg.attacks import L1, L1APGD, CrossEntropy, Engine, Linf, Margin, Tar
 from robustfg.attacks.randomness import keyed_normals
 from robustfg.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 
 def l1(epsilon=1.5, **options):
     return L1APGD(threat=L1(epsilon=epsilon), engine=Engine(fold=False), **options)

@@ -17,7 +17,7 @@ from robustfg.attacks import APGD, Engine, GradientAttack, Linf, Square, victim
 from robustfg.attacks.engine import Mode
 from robustfg.attacks.folding import folded
 from robustfg.attacks.randomness import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms
-from robustfg.attacks.recording import recorded
+from robustfg.attacks.recording import Recorded, recorded
 from robustfg.errors import UserError
 from robustfg.types import Output
 
@@ -78,7 +78,7 @@ def test_the_folded_copy_is_believed_under_the_tf32_of_convolutions():
     model, image, *_ = labelled()
     model.eval()
     assert torch.backends.cudnn.allow_tf32
-    assert folded(model, image) is not model
+    assert folded(model, image)[1] is not None
     assert torch.backends.cudnn.allow_tf32
 
 
@@ -160,21 +160,21 @@ class Scaled(nn.Module):
 
 def test_a_recording_is_kept_while_it_answers_alike_and_not_copied_with_the_model():
     model, image = Scaled().to(GPU).eval().requires_grad_(requires_grad=False), images(8).to(GPU)
-    first = recorded(model, image, None)
-    assert first is not model
-    assert recorded(model, image, None) is first
+    first = recorded(model, model, image, None)
+    assert isinstance(first, Recorded)
+    assert recorded(model, model, image, None) is first
     assert torch.allclose(first(image).logits, model(image).logits)
     leaf = image.clone().requires_grad_()
     slopes = [torch.autograd.grad(answer(leaf).logits[:, 0].sum(), leaf)[0].clone() for answer in (first, model)]
     assert torch.allclose(*slopes, atol=1e-6)
     model.scale = 2.0
-    second = recorded(model, image, None)
+    second = recorded(model, model, image, None)
     assert second is not first
     assert torch.allclose(second(image).logits, model(image).logits)
     model.net[0].weight.data.mul_(1.5)  # read where it lies
-    assert recorded(model, image, None) is second
+    assert recorded(model, model, image, None) is second
     assert torch.allclose(second(image).logits, model(image).logits)
-    assert recorded(model, image[:3], None) is not second
+    assert recorded(model, model, image[:3], None) is not second
     twin = copy.deepcopy(model)
     assert torch.equal(twin(image).logits, model(image).logits)
     assert len(pickle.dumps(model)) < 1e5
@@ -185,8 +185,9 @@ def test_a_model_that_reads_values_back_cannot_be_recorded_and_says_so():
         def forward(self, image):
             return image.flatten(1)[:, :3] * float(image.sum())
 
+    reading = Reading().to(GPU)
     with pytest.raises(UserError, match=r"engine.compile: no CUDA graph of this model can be recorded"):
-        recorded(Reading().to(GPU), images(8).to(GPU), None)
+        recorded(reading, reading, images(8).to(GPU), None)
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert torch.cuda.get_sync_debug_mode() == 0
     assert torch.rand(3, device=GPU).sum().item() > 0  # a failed recording leaves a generator that refuses to draw

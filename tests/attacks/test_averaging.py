@@ -29,6 +29,8 @@ from robustfg.attacks.engine import Run
 from robustfg.attacks.victim import Victim
 from robustfg.types import Output
 
+pytestmark = pytest.mark.numeric
+
 DRAWS = 3
 AVERAGED = Engine(samples=DRAWS)
 

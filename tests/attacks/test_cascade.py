@@ -9,6 +9,8 @@ from robustfg.attacks import Cascade, GradientAttack, Linf, Margin, Patch, Rigid
 from robustfg.attacks.objectives import CrossEntropy
 from robustfg.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 
 def stages(**more):
     return {"short": pgd(steps=1, size="eps/8"), "long": pgd(steps=8, restarts=2, random_start=True)} | more

@@ -4,6 +4,8 @@ import pytest
 import torch
 from every_preset import OURS, Tiny, images, preset, spent
 
+pytestmark = pytest.mark.numeric
+
 INDEX = torch.tensor([7, 3, 12, 0, 99, 41])
 
 

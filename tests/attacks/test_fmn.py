@@ -11,6 +11,8 @@ from robustfg.attacks import FMN, L0, L1, L2, Linf
 from robustfg.attacks.balls import l1_projection
 from robustfg.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 ZEROS = torch.zeros(6, dtype=torch.int64)
 BEYOND = {Linf: 1, L2: 1000, L1: 1000, L0: 1000}
 NORMS = pytest.mark.parametrize("kind", list(BEYOND))

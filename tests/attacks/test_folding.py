@@ -12,6 +12,8 @@ from robustfg.attacks import FGSM, PGD, CrossEntropy, Engine, GradientAttack, Li
 from robustfg.attacks.folding import folded
 from robustfg.models import Backbone
 
+pytestmark = pytest.mark.numeric
+
 
 def settled(model, size=16):
     """Running statistics as of some images, so that folding has something to do."""

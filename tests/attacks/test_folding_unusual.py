@@ -8,6 +8,8 @@ from torch import nn
 from robustfg.attacks import PGD, Engine
 from robustfg.attacks.folding import folded
 
+pytestmark = pytest.mark.numeric
+
 
 class Reparametrised(Plain):
     def __init__(self, normalise):

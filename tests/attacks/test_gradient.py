@@ -11,6 +11,8 @@ from robustfg.attacks.randomness import keyed_uniforms
 from robustfg.errors import UserError
 from robustfg.types import Output
 
+pytestmark = pytest.mark.numeric
+
 LABEL = torch.tensor([0, 1, 0, 1, 1, 0])
 INDEX = torch.tensor([7, 3, 12, 0, 99, 41])
 AWAY = torch.tensor([-1.0, 1.0, -1.0, 1.0, 1.0, -1.0], dtype=torch.float64)[:, None, None, None]

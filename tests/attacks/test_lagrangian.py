@@ -8,6 +8,8 @@ from robustfg.attacks import GradientAttack, Lagrangian, LagrangianSearch, Linf,
 from robustfg.attacks.lagrangian import Weighed, Weights
 from robustfg.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 APART = ScoreOf("apart")
 WEIGHED = Lagrangian(score=APART, tau=LOWEST, scale=TAU, weight=1.0)
 NEVER = WrongAndAccepted(score=APART, tau=-1.0, scale=TAU)

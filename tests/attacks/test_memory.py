@@ -10,7 +10,7 @@ from robustfg.attacks import APGD, CrossEntropy, Engine, GradientAttack, Linf, S
 
 HARD = Linf(epsilon=1e-6)  # nobody is fooled, so that nobody leaves and every step is taken
 SLACK = 4096
-"""Bytes: less than 300 steps add that keep a single number of every sample."""
+"""Bytes: less than 150 steps add that keep a single number of every sample."""
 
 
 def peak_bytes(attack, model, image, label):
@@ -36,12 +36,12 @@ def peak_bytes(attack, model, image, label):
     ],
     ids=["PGD, worst iterate", "PGD, last iterate", "APGD", "Square"],
 )
-def test_three_hundred_steps_more_hold_no_more(attack, engine):
+def test_a_hundred_and_fifty_steps_more_hold_no_more(attack, engine):
     model, image = Tiny().eval(), images(8)
     label = predicted(model, image)
     # Square draws other numbers for smaller squares, which come later.
     length, few = ("queries", 200) if isinstance(attack, Square) else ("steps", 10)
-    short, long = (replace(attack, engine=engine, **{length: steps}) for steps in (few, few + 300))
+    short, long = (replace(attack, engine=engine, **{length: steps}) for steps in (few, few + 150))
     list(short.attempts(model, image, label))  # folds the model, which stays with it
     few, many = (peak_bytes(made, model, image, label) for made in (short, long))
     assert few > 0

@@ -8,6 +8,8 @@ from scipy import stats
 
 from robustfg.attacks.randomness import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms, philox
 
+pytestmark = pytest.mark.numeric
+
 KEY = (3, "pgd", 7, 1)
 INDEX = torch.tensor([5, 0, 123456, 2])
 

@@ -29,6 +29,8 @@ from robustfg.attacks.decision_based import DecisionBased
 from robustfg.attacks.engine import Run
 from robustfg.attacks.victim import Victim
 
+pytestmark = pytest.mark.numeric
+
 EXACT = Engine(fold=False)
 
 

@@ -12,6 +12,8 @@ from robustfg.attacks.squares import Bumps, Flips, Peaks
 from robustfg.attacks.windows import bump, two_bumps, window
 from robustfg.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 INDEX = torch.tensor([7, 3, 12, 0, 99, 41])
 ZERO = torch.zeros(6, dtype=torch.int64)
 BALLS = pytest.mark.parametrize("threat", [Linf(epsilon=0.1), L2(epsilon=0.6), L1(epsilon=2)], ids=lambda t: t.norm)

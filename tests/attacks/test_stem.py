@@ -8,6 +8,8 @@ from torch import nn
 from robustfg.attacks.folding import folded
 from robustfg.attacks.stem import Stem
 
+pytestmark = pytest.mark.numeric
+
 
 def gradient(module, image, towards):
     leaf = image.clone().requires_grad_()

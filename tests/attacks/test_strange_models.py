@@ -38,6 +38,8 @@ from robustfg.evaluation.checks.probes import deterministic, finite_difference
 from robustfg.evaluation.measure import verdicts
 from robustfg.types import Batch, Output, decision_margin
 
+pytestmark = pytest.mark.numeric
+
 EPSILON, STEPS = 3 / 255, 8
 COUNT = 24
 
@@ -339,7 +341,8 @@ def test_whom_a_copy_misjudges_the_model_itself_is_attacked_for_from_the_start(a
     assert torch.equal(model(found.image).argmax(1) != label, model(expected.image).argmax(1) != label)
     again = found.forwards > expected.forwards + 2
     assert again.any()
-    assert torch.equal(found.image[again], expected.image[again])
+    moved = (found.image - expected.image)[again].abs() > 1e-5
+    assert moved.float().mean() < 0.01  # signs of slopes that round to the other side of 0 in a smaller batch
 
 
 def test_weights_that_change_between_calls_are_those_attacked():
@@ -422,11 +425,13 @@ class Says(nn.Module):
         (lambda logits: logits.masked_fill(torch.arange(5) > 0, -torch.inf), "no wrong class has a finite logit"),
     ],
 )
+@pytest.mark.parametrize("engine", [Engine(), Engine(fold=False)], ids=["copy", "no copy"])
 @pytest.mark.parametrize("attack", ["pgd", "last iterate", "apgd"])
-def test_what_makes_an_attack_prove_little_is_told_once_a_call(change, message, attack):
+def test_what_makes_an_attack_prove_little_is_told_once_a_call(change, message, attack, engine):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        ATTACKS[attack](Says(change).eval(), images(COUNT), torch.zeros(COUNT, dtype=torch.int64))
+        made = replace(ATTACKS[attack], engine=engine)
+        made(Says(change).eval(), images(COUNT), torch.zeros(COUNT, dtype=torch.int64))
     if attack == "last iterate" and "no wrong class" in message:
         return  # nobody looks
     assert sum(message in str(warning.message) for warning in told) == 1

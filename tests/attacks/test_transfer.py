@@ -9,6 +9,8 @@ from robustfg.attacks import Cascade, CrossEntropy, Engine, Linf, Transfer
 from robustfg.attacks.transfer import lent
 from robustfg.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 
 def transfer(surrogate, **options):
     attack = pgd(epsilon=0.3, steps=6, last_iterate=True, objective=CrossEntropy(), **options)

@@ -51,7 +51,7 @@ def test_so_is_the_least_reading_of_a_watch(kind, waiting):
     at_once = last(attack, watched(), clean[..., :2], label)
     waiting()
     late = last(attack, watched(), clean[..., :2], label)
-    assert torch.equal(at_once.least, late.least)
+    assert torch.allclose(at_once.least, late.least, rtol=0, atol=1e-12)  # other batch sizes, other sums
     assert at_once.least.isfinite().any()
 
 

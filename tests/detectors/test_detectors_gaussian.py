@@ -9,6 +9,8 @@ from robustfg.detectors.moments import Moments
 from robustfg.detectors.shrinkage import oas_share, whitening
 from robustfg.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 
 def centred(rows, label):
     means = np.stack([rows[label == k].mean(0) for k in range(CLASSES)])

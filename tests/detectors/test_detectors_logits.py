@@ -13,6 +13,8 @@ from robustfg.losses.diagonal_covariance import Diagonal, Isotropic
 from robustfg.losses.full_covariance import Full
 from robustfg.types import Output
 
+pytestmark = pytest.mark.numeric
+
 
 def of(logits):
     return Output(logits=logits, embedding=logits)

@@ -9,6 +9,8 @@ from robustfg.detectors import KernelDensity, LocalIntrinsicDimensionality, Near
 from robustfg.detectors.bank import Bank
 from robustfg.errors import UserError
 
+pytestmark = pytest.mark.numeric
+
 
 def test_kernel_density_is_that_of_scikit_learn_under_the_predicted_class():
     rows, label, index = samples()

@@ -21,6 +21,8 @@ from robustfg.losses.full_covariance import Full
 from robustfg.losses.gm import GaussianMixture
 from robustfg.losses.priors import Learned
 
+pytestmark = pytest.mark.numeric
+
 MODULES = (claim, gather, gaussianity, picture, separation)
 
 

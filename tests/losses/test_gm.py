@@ -10,6 +10,8 @@ from robustfg.errors import UserError
 from robustfg.losses import GaussianMixture
 from robustfg.losses.gaussian import gaussian_logits, margin_cross_entropy
 
+pytestmark = pytest.mark.numeric
+
 GOLDEN = np.load(Path(__file__).parent.parent / "data" / "gm_official.npz")
 SETTINGS = [(0.3, 0.1), (1.0, 0.1), (0.0, 0.0)]
 

@@ -7,6 +7,8 @@ from robustfg.checkpoint import PARTS, Checkpoint
 from robustfg.errors import UserError
 from robustfg.losses import MaximalSeparation
 
+pytestmark = pytest.mark.numeric
+
 LABEL = torch.tensor([0, 3, 2, 2, 1])
 OPTIONS = [
     {},

@@ -7,6 +7,8 @@ from released_maxsep import GOLDEN, MEAN, STD, Released, golden, named_parameter
 from robustfg.attacks import CrossEntropy, GradientAttack, Linf, Momentum, OnHead, Steepest, Summed
 from robustfg.models.evidence import CHUNK, distances_by_chunk
 
+pytestmark = pytest.mark.numeric
+
 LABEL = golden("y")
 ATTENTION = OnHead(objective=CrossEntropy(), head="attention")
 OBJECTIVES = {"A": ATTENTION, "FR": Summed(objectives=[CrossEntropy(), ATTENTION])}

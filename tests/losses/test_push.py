@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from robustfg.losses import MaximalSeparation, ProtoPNet
 from robustfg.losses.push import Push
 
+pytestmark = pytest.mark.numeric
+
 CLASSES, PER_CLASS, HEIGHT, WIDTH = 3, 2, 2, 4
 
 
@@ -15,12 +17,19 @@ def loss(by_evidence):
     torch.manual_seed(0)
     options = {"channels": 5, "num_classes": CLASSES, "prototypes_per_class": PER_CLASS, "prototype_depth": 4}
     module = MaximalSeparation(**options, push_by_evidence=True) if by_evidence else ProtoPNet(**options)
+    for weight in module.parameters():
+        weight.data = coarse(weight.data)
     return module.eval()
+
+
+def coarse(values):
+    """So few bits that sums of products are exact in any order: equal patches tie in batches of any size."""
+    return (values * 64).round() / 64
 
 
 def samples(count, seed):
     generator = torch.Generator().manual_seed(seed)
-    maps = torch.randn(count, 5, HEIGHT, WIDTH, generator=generator)
+    maps = coarse(torch.randn(count, 5, HEIGHT, WIDTH, generator=generator))
     if count > 3:
         maps[count - 1] = maps[0]  # the same image twice: the smaller id must win
     return maps, torch.randint(CLASSES, (count,), generator=generator), torch.randperm(100, generator=generator)[:count]

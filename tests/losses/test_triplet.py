@@ -6,6 +6,8 @@ from robustfg.errors import UserError
 from robustfg.losses import Triplet
 from robustfg.losses.triplet import semi_hard
 
+pytestmark = pytest.mark.numeric
+
 
 def naive(feature, label, margin, mining):
     unit = feature / feature.norm(dim=1, keepdim=True)

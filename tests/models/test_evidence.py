@@ -7,6 +7,8 @@ from robustfg.models import evidence as module
 from robustfg.models.evidence import distances_by_chunk
 from robustfg.models.evidence import prototype_evidence as evidence_of_prototypes
 
+pytestmark = pytest.mark.numeric
+
 SIZES = st.integers(1, 4)
 
 

@@ -16,6 +16,8 @@ from robustfg.losses import Softmax
 from robustfg.memory_layout import LEAST_CHANNELS, protect, thinned
 from robustfg.models import Backbone
 
+pytestmark = pytest.mark.numeric
+
 LAST = torch.channels_last
 
 

@@ -10,6 +10,8 @@ from robustfg.models.prototype_head import PrototypeHead, separation
 from robustfg.models.prototypes import Prototypes
 from robustfg.models.resizable import resize_to
 
+pytestmark = pytest.mark.numeric
+
 
 def head(classes=3, per_class=4, depth=5, **options):
     torch.manual_seed(0)

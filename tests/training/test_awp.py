@@ -12,6 +12,8 @@ from robustfg.training import Adversarial, Mart, Trades, WeightPerturbation
 from robustfg.training.regime import Moment
 from robustfg.types import Output
 
+pytestmark = pytest.mark.numeric
+
 BELOW = {
     "adversarial": lambda: Adversarial(attack={"pgd": pgd()}),
     "trades": lambda: Trades(threat=Linf(epsilon="16/255"), steps=2),

@@ -7,6 +7,8 @@ from robustfg.training import Free
 from robustfg.training.regime import Moment
 from robustfg.types import Batch
 
+pytestmark = pytest.mark.numeric
+
 RADIUS = 16 / 255
 
 

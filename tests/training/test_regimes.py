@@ -29,6 +29,8 @@ from robustfg.training.crafted import weakened
 from robustfg.training.regime import Moment
 from robustfg.types import Batch, Output
 
+pytestmark = pytest.mark.numeric
+
 
 class Head(LossModule):
     """Cross-entropy plus a tenth of the mean squared embedding, both logged."""

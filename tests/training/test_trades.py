@@ -13,6 +13,8 @@ from robustfg.errors import UserError
 from robustfg.training import Trades
 from robustfg.training.regime import Moment
 
+pytestmark = pytest.mark.numeric
+
 LINF = Linf(epsilon="16/255")
 
 
