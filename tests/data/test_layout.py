@@ -1,6 +1,7 @@
 """Trees of images as strangers have them: what is taken for a split, a class, or neither, and what is said of it."""
 
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -163,6 +164,43 @@ def test_hostile_images_give_their_pixels_or_one_line_that_names_the_file(tmp_pa
             read_image(path)
         assert "\n" not in str(error.value)
     assert not recwarn.list
+
+
+def test_large_images_are_read_without_a_warning_and_too_large_or_long_ones_are_named(tmp_path, monkeypatch, recwarn):
+    warnings.simplefilter("always")
+    plant(tmp_path, "a/1.png", "b/1.png")
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a" / "1.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    assert np.array_equal(read_image(tmp_path / "a" / "1.png"), pixels)
+    assert not recwarn.list
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (60_000, 1)).save(tmp_path / "b" / "1.png")
+    samples = DataModule(source=Folder(root=str(tmp_path), test_fraction=1), image_size=224, batch_size=2).samples(
+        "test"
+    )
+    with pytest.raises(UserError, match=r"cannot read the image .*a/1\.png .*256 pixels.* exceeds"):
+        samples[0]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"b/1\.png of 60000 x 1 pixels .*too long .*keep_aspect=false"):
+        samples[1]
+    from robustfg.prediction.pictures import Pictures
+
+    assert "too long" in Pictures(samples.transform)[str(tmp_path / "b" / "1.png")].error
+
+
+def test_a_png_with_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    for place in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "y.png").write_bytes(damaged)
+        try:
+            assert np.array_equal(read_image(tmp_path / "y.png"), pixels), place
+        except UserError as error:
+            assert str(tmp_path / "y.png") in str(error)  # noqa: PT017
 
 
 def test_a_kept_listing_is_used_until_a_folder_changes(tmp_path, monkeypatch):
