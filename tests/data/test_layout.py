@@ -12,6 +12,7 @@ from robustfg.data.files import read_image
 from robustfg.data.folder import Folder
 from robustfg.data.listing import SUFFIXES, listed
 from robustfg.errors import UserError
+from robustfg.prediction import images_in
 
 
 def plant(root, *names):
@@ -38,6 +39,10 @@ def splits(*folders, classes=("a", "b")):
         (("train", "eval", "test"), "train", "eval", "test"),
         (("train", "val", "eval"), "train", "val", "eval"),
         (("training_set", "test_set"), "training_set", None, "test_set"),
+        (("train_images", "test_images"), "train_images", None, "test_images"),
+        (("images_train", "images_val"), "images_train", None, "images_val"),
+        (("TrainSet", "Val data", "test-split"), "TrainSet", "Val data", "test-split"),
+        (("\uff34rain", "Evaluation"), "\uff34rain", None, "Evaluation"),
     ],
 )
 def test_the_usual_names_of_splits_are_known(tmp_path, folders, train, val, test):
@@ -60,6 +65,28 @@ def test_the_usual_names_of_splits_are_known(tmp_path, folders, train, val, test
             splits("cub/train", "cub/test", "cars/train", "cars/test"),
             r"data sets .*\(cars, cub\); .*data\.root=.*/cars",
         ),
+        (splits("cub/train", "cub/eval", "cars/train", "cars/eval"), r"data sets .*\(cars, cub\)"),
+        (splits("cub/train", "cars/train"), r"data sets .*\(cars, cub\)"),
+        (splits("train", "eval", "Evaluation"), r"Evaluation and eval; name them val and test"),
+        (splits("train", "train_images", "test"), r"train and train_images, which both name the train split"),
+        (splits("fold1", "fold2"), r"fold1 and fold2 hold the same folders \(a, b, …\), so they are no classes"),
+        (splits("set_a", "set_b", "set_c"), r"set_a and set_b hold the same folders"),
+        (splits("train2014", "val2014"), r"train2014 and val2014 hold the same folders"),
+        ([*splits("fold1", "fold2"), "extra/photos/1.png"], r"fold1 and fold2 hold the same folders"),
+        (splits("holdout", "rest"), r"holdout and rest hold the same folders"),
+        (["fold1/1.png", "fold2/1.png"], r"fold1 has the name of a part of a data set and would be a class"),
+        (["train_images/1.png", "test_images/1.png"], r"test_images and train_images hold no class folders"),
+        (["cats/1.png", "dogs/1.png", "test/1.png"], r"test has the name of a part .* would be a class; rename it or"),
+        (
+            ["images/train/1.png", "images/val/1.png", "labels/train/1.txt"],
+            r"holds images, labels, which are no classes",
+        ),
+        (["images/1.png", "Masks/1.png"], r"holds Masks, images, which are no classes"),
+        (
+            ["train/images/1.png", "train/labels/1.txt", "valid/images/1.png"],
+            r"train holds images, labels, which are no",
+        ),
+        (splits("data/train", "data/test"), r"data sets .*\(data\); .*data\.root=.*/data"),
         (splits("photos/train", "photos/test"), r"data sets .*\(photos\); .*data\.root=.*/photos"),
         ([*splits("train", "test"), "test/zebra/1.png"], r"test has the class 'zebra'"),
         ([*splits("train", "test"), "train/c/1.png"], r"test/c is missing"),
@@ -78,6 +105,21 @@ def test_what_can_be_understood_in_two_ways_is_refused_with_what_to_do(tmp_path,
 def test_folders_named_like_splits_that_hold_images_beside_others_are_classes(tmp_path):
     source = Folder(root=str(plant(tmp_path, *(f"{name}/{n}.png" for name in ("bus", "car", "train") for n in "12"))))
     assert source.classes == ("bus", "car", "train")
+    plant(tmp_path / "other", "valid/1.png", "invalid/1.png", "test tube/1.png", "train station/a/1.png")
+    assert len(Folder(root=str(tmp_path / "other")).classes) == 4
+    views = ("bus/front/1.png", "bus/side/1.png", "car/front/1.png", "car/side/1.png", "tram/1.png")
+    assert Folder(root=str(plant(tmp_path / "views", *views))).classes == ("bus", "car", "tram")
+
+
+def test_what_systems_leave_in_folders_is_no_image_in_training_and_prediction(tmp_path):
+    left = ("__MACOSX", "@eaDir", "$Recycle.Bin", "System Volume Information", ".ipynb_checkpoints", "#recycle")
+    plant(tmp_path, *splits("train", "test"), *(f"{name}/a/1.png" for name in left), "train/a/._1.png")
+    plant(tmp_path, *(f"train/a/{name}/1.png" for name in left))
+    source = Folder(root=str(tmp_path))
+    assert [*source.train.keys, *source.test.keys] == splits("train", "test")
+    assert f"{2 * len(left) + 1} hidden" in source.found[1]
+    every = [os.path.relpath(path, tmp_path) for path in images_in([tmp_path])]
+    assert sorted(every) == sorted(splits("train", "test"))
 
 
 def test_what_is_left_out_is_said_and_why(tmp_path):
