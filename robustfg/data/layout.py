@@ -144,8 +144,8 @@ def _classes(folder: Path, tree: Tree, below: str) -> tuple[str, ...]:
         )
     if {name.casefold() for name in names} <= NO_CLASSES:
         raise UserError(
-            f"{folder} holds {', '.join(names)}, which are no classes but what a data set for detection or segmentation "
-            f"has; expected {TREE}"
+            f"{folder} holds {', '.join(names)}, which are no classes but what data sets for detection or segmentation "
+            f"have; expected {TREE}"
         )
     return names
 

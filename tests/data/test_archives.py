@@ -8,10 +8,14 @@ import random
 import tarfile
 import zipfile
 
+import numpy as np
 import pytest
+from scipy.io import savemat
 from torchvision.datasets import utils
 
 from robustfg.data.archives import unpack, unpacked_safely
+from robustfg.data.official import matlab
+from robustfg.errors import UserError
 
 
 def tar(path, *members):
@@ -162,3 +166,20 @@ def test_what_is_no_archive_is_left_alone(tmp_path):
     with pytest.raises(RuntimeError, match=r"notes\.txt is no \.tar"):
         unpack(tmp_path / "notes.txt")
     assert everything(tmp_path) == ["notes.txt"]
+
+
+def test_a_compressed_matlab_file_with_a_flipped_bit_gives_its_numbers_or_one_line(tmp_path):
+    numbers = np.random.default_rng(0).integers(0, 999, 40)
+    savemat(tmp_path / "a.mat", {"labels": numbers}, do_compression=True)
+    whole = (tmp_path / "a.mat").read_bytes()
+    refused = 0
+    for place in range(120, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "b.mat").write_bytes(damaged)
+        try:
+            (found,) = matlab(tmp_path / "b.mat", tmp_path, "labels")
+            assert np.array_equal(found, numbers), place
+        except UserError as error:
+            refused += str(tmp_path / "b.mat") in str(error)
+    assert refused > 20
