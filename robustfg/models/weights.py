@@ -77,7 +77,8 @@ def _from_file(name: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
             loaded = _create(
                 name, pretrained=True, pretrained_cfg_overlay=source | {"state_dict": {**given}}, **arguments
             )
-            loaded.pretrained_cfg["state_dict"] = None
+            config: Any = loaded.pretrained_cfg
+            config["state_dict"] = None  # the tensors are copied
             blank = {
                 key: torch.full_like(value, torch.nan) if value.is_floating_point() else value
                 for key, value in given.items()
