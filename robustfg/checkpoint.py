@@ -65,8 +65,6 @@ class Checkpoint:
             and all(isinstance(name, str) for name in ours["classes"])
             and isinstance(content.get("state_dict"), dict)
             and ours["config"].keys() >= set(PARTS)
-            and all(isinstance(ours["config"][part], dict) for part in ("data", "model", "loss", "names"))
-            and isinstance(ours["config"]["seed"], int)
         ):
             raise UserError(f"{option}={path} was not written by robustfg.train")
         return cls(path, option, ours["config"], tuple(ours["classes"]), content["state_dict"], _epochs(content),
