@@ -62,6 +62,7 @@ class Checkpoint:
             isinstance(ours, dict)
             and isinstance(ours.get("config"), dict)
             and isinstance(ours.get("classes"), list)
+            and all(isinstance(name, str) for name in ours["classes"])
             and isinstance(content.get("state_dict"), dict)
             and ours["config"].keys() >= set(PARTS)
         ):

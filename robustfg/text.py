@@ -6,15 +6,19 @@ from typing import Any
 
 STEERING = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 """Unicode categories that are not shown: control and format characters (escapes, marks of direction), surrogates."""
-FORMULA = ("=", "+", "-", "@", "\t", "\r")
-"""How a cell begins that a spreadsheet computes."""
+FORMULA = ("=", "+", "-", "\N{MINUS SIGN}", "@")
+"""How a cell begins that a spreadsheet computes, in any width and after whatever it passes over."""
 
 
 def printable(text: str) -> str:
     """For a terminal, a log or a page: one line, with a question mark for whatever could steer what shows it."""
     if text.isascii() and text.isprintable():
         return text
-    return "".join("?" if unicodedata.category(character) in STEERING else character for character in text)
+    return "".join("?" if _steers(character) else character for character in text)
+
+
+def _steers(character: str) -> bool:
+    return unicodedata.category(character) in STEERING
 
 
 def shown(value: Any) -> Any:
@@ -32,6 +36,12 @@ def drawable(text: str) -> str:
     return f" {drawn}" if drawn.startswith("_") else drawn
 
 
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet may compute a cell that holds the text."""
+    seen = unicodedata.normalize("NFKC", "".join(" " if _steers(character) else character for character in text))
+    return text.startswith(("\t", "\r", "\n")) or seen.lstrip().startswith(FORMULA)
+
+
 def csv_cell(text: str) -> str:
-    """For a CSV cell: an apostrophe before what a spreadsheet would compute."""
-    return f"'{text}" if text.startswith(FORMULA) else text
+    """For a CSV cell: ``printable``, and an apostrophe before what a spreadsheet would compute."""
+    return f"'{printable(text)}" if is_formula(text) else printable(text)

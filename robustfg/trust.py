@@ -24,20 +24,37 @@ INSTANTIATED = ("data", "model", "loss", "training", "optimizer", "scheduler")
 
 FETCHING = ("download", "pretrained")
 """Options that make a constructor fetch something, wherever they stand."""
+FILES = ("weights", "checkpoint_path")
+"""Options of networks that name a file of weights, which a checkpoint has no need of: it holds its own."""
+ADDRESSED = ("name", *FILES, "hf_hub_id", "url", "file", "path", "root")
+"""Options that may name an address."""
+SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
+"""How timm is told to take a network from elsewhere, in any case."""
 
 
 def offline(node: Any) -> Any:
-    """A stored node with which nothing is fetched: options that ask for it are false, to the bottom.
+    """A stored node with which nothing is fetched and no file of weights is read, to the bottom.
 
     Raises:
-        UserError: where a network is named by an address or a hub instead.
+        UserError: where a network or data are named by an address, a hub or a folder of networks instead.
     """
     if isinstance(node, Mapping):
-        for key in ("name", "weights", "checkpoint_path", "hf_hub_id", "url", "file"):
-            if isinstance(value := node.get(key), str) and ("://" in value or value.startswith(("hf-hub:", "hf_hub:"))):
+        for key in ADDRESSED:
+            if isinstance(value := node.get(key), str) and "://" in value:
                 raise UserError(f"the checkpoint's {key}={value[:80]} would be fetched; nothing is for a checkpoint")
-        return {key: False if key in FETCHING and value else offline(value) for key, value in node.items()}
-    return [offline(value) for value in node] if isinstance(node, list) else node
+        return {key: _offline(key, value) for key, value in node.items()}
+    if isinstance(node, list | tuple | set | frozenset):
+        return [offline(value) for value in node]
+    if isinstance(node, str) and node.strip().casefold().startswith(SOURCES):
+        raise UserError(f"the checkpoint's {node[:80]} would be fetched or read; nothing is for a checkpoint")
+    return node
+
+
+def _offline(key: Any, value: Any) -> Any:
+    if key in FETCHING and value:
+        return False
+    safe = offline(value)
+    return None if key in FILES and isinstance(safe, str) else safe
 
 
 def refuse_untrusted_config(stored: Mapping[str, Any], trust: tuple[str, ...] = ()) -> None:
@@ -53,6 +70,8 @@ def refuse_untrusted(node: Any, trust: tuple[str, ...] = ()) -> None:
         trust: further package prefixes that the user vouches for, such as ``"mypackage."``.
     """
     if isinstance(node, dict):
+        if "_args_" in node:  # would reach arguments without their names
+            raise UserError("the checkpoint's config holds arguments without names, which robustfg writes nowhere")
         if "_target_" in node:
             _refuse_target(str(node["_target_"]), trust)
         for key, value in node.items():

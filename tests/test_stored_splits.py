@@ -14,7 +14,7 @@ from robustfg.checkpoint import Checkpoint
 from robustfg.errors import UserError
 from robustfg.evaluate import evaluate
 from robustfg.train import train
-from robustfg.trust import offline
+from robustfg.trust import offline, refuse_untrusted
 
 pytestmark = pytest.mark.xdist_group("stored splits")
 SMALL = (
@@ -276,9 +276,22 @@ def test_what_would_be_fetched_is_switched_off_at_any_depth_and_addresses_are_re
     node = {"pretrained": True, "deep": [{"download": "yes", "keep": True}], "options": {"x": {"pretrained": 1}}}
     found = {"pretrained": False, "deep": [{"download": False, "keep": True}], "options": {"x": {"pretrained": False}}}
     assert offline(node) == found
-    for name in ("hf-hub:someone/net", "https://example.org/net.pt"):
-        with pytest.raises(UserError, match="would be fetched"):
-            offline({"model": {"deep": [{"weights": name}]}})
+    assert offline({"weights": "mine.pth", "options": ({"checkpoint_path": "x"}, 1)}) == {
+        "weights": None, "options": [{"checkpoint_path": None}, 1]
+    }  # fmt: skip
+    for name in (
+        "hf-hub:a/net",
+        "HF-Hub:a/net",
+        " hf_HUB:a/net",
+        "local-dir:x",
+        "Local-Dir:/x",
+        "https://a.org/net.pt",
+    ):
+        for node in ({"weights": name}, {"deep": ({"name": name},)}, {"deep": [[{"checkpoint_path": name}]]}):
+            with pytest.raises(UserError, match="would be fetched"):
+                offline({"model": node})
+    with pytest.raises(UserError, match="arguments without names"):
+        refuse_untrusted({"_target_": "robustfg.data.cifar.Cifar10", "_args_": ["x", True]})
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -1,6 +1,7 @@
 """Names that strangers choose: no text steers the terminal, the page, a figure, a spreadsheet, or breaks a file."""
 
 import csv
+import io
 import json
 import os
 import re
@@ -10,6 +11,7 @@ from rich.console import Console
 from test_stored_splits import options, photos, told
 
 from robustfg.predict import predict
+from robustfg.prediction import writer_of
 from robustfg.reporting import print_summary
 from robustfg.text import csv_cell, drawable, printable, shown
 from robustfg.train import train
@@ -105,3 +107,37 @@ def test_ordinary_names_are_shown_as_they_are():
         assert printable(name) == drawable(name) == csv_cell(name) == shown([{name: name}])[0][name] == name
     assert printable("two\nlines\t") == "two?lines?"
     assert csv_cell("=cmd|' /C calc'!A0") == "'=cmd|' /C calc'!A0"
+
+
+BLANKS = ("", " ", "\u00a0", "\ufeff", "\u200b", "\0", "\x1b", "\u202e", "\u3000 ")
+
+
+@pytest.mark.parametrize("sign", ["=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20", "\ufe66", "\u2212"])
+def test_no_cell_is_computed_whatever_stands_before_the_sign_and_however_wide_it_is(sign):
+    for blank in BLANKS:
+        assert csv_cell(f"{blank}{sign}1") == f"'{printable(blank)}{sign}1"
+    for name in (f"a{sign}1", f"1 {sign}"):
+        assert csv_cell(name) == name
+
+
+def test_csv_steers_no_terminal_and_keeps_paths_as_they_are_in_a_file():
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    path, steering = "\uff1d\x1b[2J\u202e\0.png", "\x1b]0;x\x07\u202e\0"
+    columns = ["image", "class", f"score/{steering}", "error"]
+    rows = []
+    for stream in (Terminal(), io.StringIO()):
+        writer_of("csv", None)(stream, columns)({"image": path, "class": f" ={steering}", "error": steering})
+        rows.append([*csv.reader(io.StringIO(stream.getvalue().replace("\0", "NUL")))])
+        assert STEERING.search(stream.getvalue().replace(path, "")) is None
+    assert rows[0] == [
+        ["image", "class", "score/?]0;x???", "error"],
+        ["./\uff1d?[2J??.png", "' =?]0;x???", "", "?]0;x???"],
+    ]
+    assert rows[1][1][0] == f"./{path}".replace("\0", "NUL")
+    for form in ("table", "json"):
+        stream = Terminal()
+        writer_of(form, None)(stream, columns)({"image": f"{path}\x7f", "class": steering, "error": None})
+        assert STEERING.search(re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue())) is None

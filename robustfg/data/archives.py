@@ -1,21 +1,36 @@
 """How downloaded archives are unpacked: nothing outside their folder, and whole or not at all."""
 
-import gzip
+import bz2
+import errno
 import lzma
 import os
+import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torchvision.datasets import utils
 
-DAMAGED = (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, gzip.BadGzipFile)
-"""What is raised on an archive that is cut off or holds what it must not."""
+SIZE = 1 << 16
+"""Bytes that are read at once."""
+COMPRESSED: dict[str, Callable[[], Any]] = {
+    ".gz": lambda: zlib.decompressobj(wbits=31),  # with gzip's header and checksum
+    ".bz2": bz2.BZ2Decompressor,
+    ".xz": lzma.LZMADecompressor,
+}
+"""By suffix, what decompresses one stream and checks it."""
+SHORT = {".tgz": ".tar.gz", ".tbz": ".tar.bz2", ".tbz2": ".tar.bz2", ".txz": ".tar.xz"}
+
+ZIP_END = 2**16 + 22
+"""The most bytes that the record at a zip's end takes."""
+ZIP_UTF8 = 0x800
+"""Flag of a name in UTF-8."""
 
 
 @contextmanager
@@ -29,11 +44,11 @@ def unpacked_safely() -> Iterator[None]:
         utils.extract_archive = stock
 
 
-_stock = utils.extract_archive
-
-
 def unpack(from_path: Any, to_path: Any = None, remove_finished: bool = False) -> str:
     """Unpacks a tar, zip or compressed file beside, and moves what came out of it into the folder.
+
+    Every checksum that the format has is compared: of the whole in .gz, .bz2 and .xz, of every file in a zip, of every
+    file's name and size in a plain tar, whose contents have none.
 
     Args:
         from_path: the archive. It is removed where it is damaged, so that it is fetched again.
@@ -44,13 +59,16 @@ def unpack(from_path: Any, to_path: Any = None, remove_finished: bool = False) -
         RuntimeError: if it is damaged, or holds a member that lies outside, a link that leads there, or a device.
     """
     archive = Path(from_path)
+    if archive.suffix not in {".tar", ".zip", *COMPRESSED, *SHORT}:
+        raise RuntimeError(f"{archive} is no .tar, .zip, {', '.join([*COMPRESSED, *SHORT])}")
     folder = archive.parent if to_path is None else Path(to_path)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as beside:
+    with archive.open("rb") as file, tempfile.TemporaryDirectory(prefix=".unpacking-", dir=folder) as beside:
         try:
-            with _filtered():
-                _stock(str(archive), beside)
-        except DAMAGED as error:
+            _unpack(archive.name, file, Path(beside))
+        except Exception as error:  # decoders raise all sorts of things on damaged files
+            if isinstance(error, MemoryError) or getattr(error, "errno", None) not in (None, errno.EINVAL):
+                raise  # the machine's; a damaged archive has its readers seek to invalid places
             archive.unlink(missing_ok=True)
             raise RuntimeError(f"{archive} is damaged and has been removed: {error}") from error
         for entry in os.listdir(beside):
@@ -60,15 +78,84 @@ def unpack(from_path: Any, to_path: Any = None, remove_finished: bool = False) -
     return str(folder)
 
 
-@contextmanager
-def _filtered() -> Iterator[None]:
-    """Makes ``tarfile`` refuse what leads out of the folder, which before Python 3.14 it does on request only."""
-    before = getattr(tarfile.TarFile, "extraction_filter", None)
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-    try:
-        yield
-    finally:
-        tarfile.TarFile.extraction_filter = before
+def _unpack(name: str, file: BinaryIO, folder: Path) -> None:
+    """Unpacks an open archive into an empty folder; its name tells the format."""
+    stem, suffix = os.path.splitext(name)
+    stem, suffix = os.path.splitext(stem + SHORT.get(suffix, suffix))
+    content: Any = Decompressed(file, COMPRESSED[suffix]) if suffix in COMPRESSED else file
+    if suffix == ".zip":
+        _unzip(file, folder)
+    elif suffix == ".tar" or (suffix in COMPRESSED and stem.endswith(".tar")):
+        with tarfile.open(fileobj=content, mode="r|", tarinfo=StrictTarInfo) as archive:
+            archive.extractall(folder, filter="data")
+        while content.read(SIZE):  # the checksum comes last
+            pass
+    else:
+        with (folder / stem).open("wb") as target:
+            shutil.copyfileobj(content, target)
+
+
+def _unzip(file: BinaryIO, folder: Path) -> None:
+    """Unpacks a zip whose list of files agrees with what it says of itself, which ``zipfile`` does not ask."""
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        file.seek(max(file.seek(0, os.SEEK_END) - ZIP_END, 0))
+        tail = file.read()
+        (count,) = struct.unpack_from("<H", tail, tail.rfind(b"PK\5\6") + 10)
+        if count not in (len(members) % 2**16, 2**16 - 1):  # the latter: told elsewhere, in large ones
+            raise zipfile.BadZipFile(f"it lists {len(members)} files instead of {count}")
+        for member in members:
+            file.seek(member.header_offset + 6)
+            flags = int.from_bytes(file.read(2), "little")
+            if not member.orig_filename.isascii() and (flags ^ member.flag_bits) & ZIP_UTF8:
+                raise zipfile.BadZipFile(f"the name of {member.filename} can be read in two ways")
+        archive.extractall(folder, members)  # by name, of two files of one name one would be unpacked twice
+
+
+class Decompressed:
+    """The content of a compressed file, which must be whole to its last byte, a chunk a ``read``.
+
+    Args:
+        file: one stream or several in a row, with zeros between and after them at most.
+        begin: makes what decompresses one stream.
+    """
+
+    def __init__(self, file: BinaryIO, begin: Callable[[], Any]) -> None:
+        self._chunks = _chunks(file, begin)
+
+    def read(self, size: int) -> bytes:
+        """The next chunk, of any size, empty at the end. Raises what the decompressor raises, or ``EOFError``."""
+        return next(self._chunks, b"")
+
+
+def _chunks(file: BinaryIO, begin: Callable[[], Any]) -> Iterator[bytes]:
+    decompressor = begin()
+    while compressed := file.read(SIZE):
+        while decompressor.eof or compressed:
+            if decompressor.eof:
+                compressed = compressed.lstrip(b"\0")
+                if not compressed:
+                    break
+                decompressor = begin()
+            if content := decompressor.decompress(compressed):
+                yield content
+            compressed = decompressor.unused_data
+    if not decompressor.eof:
+        raise EOFError("it ends too early")
+
+
+class StrictTarInfo(tarfile.TarInfo):
+    """A tar's header. ``tarfile`` takes a damaged or missing one, but for the first, for the end of the archive."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "StrictTarInfo":
+        """Reads a block; only one of zeros ends the archive. Raises ``tarfile.ReadError``."""
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise
+            raise tarfile.ReadError(f"{error} in the middle" if buf else "it ends too early") from error
 
 
 def _move(source: Path, target: Path) -> None:

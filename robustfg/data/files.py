@@ -2,6 +2,9 @@
 
 import os
 import stat
+import struct
+import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from robustfg.errors import UserError
+from robustfg.text import printable
+
+PNG = b"\x89PNG\r\n\x1a\n"
+"""How a PNG begins."""
+PNG_CHUNKS = (b"PLTE", b"tRNS", b"IDAT")
 
 
 def read_image(path: Path, *, upright: bool = True) -> NDArray[np.uint8]:
@@ -25,7 +33,10 @@ def read_image(path: Path, *, upright: bool = True) -> NDArray[np.uint8]:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would be waited for
             raise ValueError("it is no regular file")
-        with Image.open(path) as image:
+        _refuse_damaged_png(path)
+        # Twice as many pixels as Pillow warns of are an error.
+        large = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)
+        with large, Image.open(path) as image:
             if image.mode[0] in "IF":  # Pillow would clip these to white
                 raise ValueError(f"mode {image.mode} has more than 8 bits per channel")
             turned = ImageOps.exif_transpose(image) if upright else image
@@ -33,7 +44,21 @@ def read_image(path: Path, *, upright: bool = True) -> NDArray[np.uint8]:
                 turned = turned.convert("RGBA")
             return np.array(turned.convert("RGB"))
     except Exception as error:  # decoders raise all sorts of things on damaged files
-        raise UserError(f"cannot read the image {path} ({error}); replace or remove it") from error
+        raise UserError(f"cannot read the image {printable(str(path))} ({error}); replace or remove it") from error
+
+
+def _refuse_damaged_png(path: Path) -> None:
+    """Compares the checksums of a PNG's pixels and colours, which Pillow does not; other usual kinds have none."""
+    with path.open("rb") as file:
+        if file.read(len(PNG)) != PNG:
+            return
+        end = os.fstat(file.fileno()).st_size
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            if kind not in PNG_CHUNKS or file.tell() + length + 4 > end:  # what ends too early is left to Pillow
+                file.seek(length + 4, os.SEEK_CUR)
+            elif zlib.crc32(kind + file.read(length)) != int.from_bytes(file.read(4)):
+                raise ValueError("a checksum is wrong, so it is damaged")
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What the folders of a tree of images are: splits, classes, or neither."""
 
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -13,13 +14,22 @@ from robustfg.errors import UserError
 
 TREE = "root/<class>/*.jpg, or root/train/<class>/*.jpg beside root/test/<class>/*.jpg (and root/val/… if there is one)"
 ROLES = {
-    "train": ("train", "training", "trainset", "train_set", "training_set"),
-    "val": ("val", "valid", "validation", "dev", "valset", "val_set", "validation_set"),
-    "test": ("test", "testing", "testset", "test_set", "testing_set"),
+    "train": ("train", "training", "trainset"),
+    "val": ("val", "valid", "validation", "dev", "valset"),
+    "test": ("test", "testing", "testset"),
 }
-"""Names of splits' folders, in any case."""
+"""Words that name a split, in any case."""
 EITHER = ("eval", "evaluation")
-"""Names of a folder that is the test where there is no other, and else the validation."""
+"""Words for what is the test where there is no other, and else the validation."""
+BESIDE = ("set", "split", "data", "dataset", "image", "images", "img", "imgs", "photos", "pictures")
+"""Words that may stand beside one of them in a split's name, such as ``train_images``."""
+SPLITTING = ("fold", "holdout", "split", "subset", "unlabeled", "unlabelled")
+"""Words in names of parts of a data set that are none of these splits."""
+NO_CLASSES = {"images", "image", "imgs", "jpegimages", "labels", "label", "masks", "mask", "annotations", "annotation",
+              "segmentations", "gt", "depth"}  # fmt: skip
+"""Names of folders that are no classes where there are no others."""
+CLASSES_TOO = (*ROLES["train"], "valid", "dev")
+"""Words for a split that may be the name of a class beside others, such as a train or a valid signature."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,7 @@ def layout_of(root: Path, listing: Listing) -> Layout:
         splits = {}
     if not splits:
         _refuse_sets_of_sets(root, tree, names)
+        _refuse_parts(root, tree, names)
         found = [f"classes are the folders in {root}"]
         classes, folders = _classes(root, tree, ""), {"train": ""}
     else:
@@ -80,11 +91,11 @@ def layout_of(root: Path, listing: Listing) -> Layout:
 
 def _roles(root: Path, names: Sequence[str]) -> dict[str, str]:
     """The split of every folder that has a split's name."""
-    known = {alias: role for role, aliases in ROLES.items() for alias in aliases}
-    roles = {name: known[name.casefold()] for name in names if name.casefold() in known}
-    for name in names:
-        if name.casefold() in EITHER:
-            roles[name] = "val" if "test" in roles.values() else "test"
+    roles = {name: role for name in names if (role := _role(name)) is not None}
+    if len(either := [name for name, role in roles.items() if role == "either"]) > 1:
+        raise UserError(f"data.root={root} has {' and '.join(either)}; name them val and test")
+    for name in either:
+        roles[name] = "val" if "test" in roles.values() else "test"
     for role in ROLES:
         if len(same := [name for name in roles if roles[name] == role]) > 1:
             raise UserError(
@@ -131,22 +142,65 @@ def _classes(folder: Path, tree: Tree, below: str) -> tuple[str, ...]:
         raise UserError(
             f"{folder} holds {len(names)} class folders{beside}, need at least two; expected {TREE}{inside}"
         )
+    if {name.casefold() for name in names} <= NO_CLASSES:
+        raise UserError(
+            f"{folder} holds {', '.join(names)}, which are no classes but what data sets for detection or segmentation "
+            f"have; expected {TREE}"
+        )
     return names
 
 
 def _refuse_sets_of_sets(root: Path, tree: Tree, names: Sequence[str]) -> None:
     """A folder of data sets has no classes of its own."""
-    known = {alias for aliases in ROLES.values() for alias in aliases}
-    sets = [
-        name
-        for name in names
-        if len([part for part in tree.names(name) if part.casefold() in known and tree.classes(f"{name}/{part}")]) > 1
-    ]
+    parts = {
+        name: [part for part in tree.names(name) if _role(part) is not None and tree.classes(f"{name}/{part}")]
+        for name in tree.classes("")
+    }
+    sets = [name for name, splits in parts.items() if len(splits) > 1 or all(parts.values())]
     if sets:
         raise UserError(
             f"data.root={root} holds data sets with splits of their own ({', '.join(sets[:3])}); choose one, such as "
             f"data.root={root / sets[0]}"
         )
+
+
+def _refuse_parts(root: Path, tree: Tree, names: Sequence[str]) -> None:
+    """Parts of one data set, such as its folds, are no classes: they hold the same folders or are named so."""
+    inside = {name: set(tree.classes(name)) for name in tree.classes("")}
+    named = [name for name in inside if _names_a_part(name)]
+    for first in named or list(inside)[:1]:
+        others = [name for name in inside if name != first and len(inside[first] & inside[name]) > 1]
+        if others and (named or (len(others) == len(inside) - 1 and not any(tree.images[name] for name in inside))):
+            shared = sorted(inside[first] & inside[others[0]])
+            raise UserError(
+                f"data.root={root}: {first} and {others[0]} hold the same folders ({', '.join(shared[:2])}, …), so "
+                "they are no classes; rename them to train, val and test, or put what is in them together: expected "
+                f"{TREE}"
+            )
+    unlikely = [name for name in named if _role(name) is not None and {*_words(name)}.isdisjoint(CLASSES_TOO)]
+    if unlikely or (named and len(named) == len(inside) > 1):
+        raise UserError(
+            f"data.root={root}: {(unlikely or named)[0]} has the name of a part of a data set and would be a class; "
+            f"rename it or move it away: expected {TREE}"
+        )
+
+
+def _words(name: str) -> list[str]:
+    """The words of a folder's name in lower case: ``["train", "images"]`` of ``TrainImages``."""
+    spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", unicodedata.normalize("NFKC", name))
+    return re.findall(r"[^\W\d_]+|\d+", spaced.casefold())
+
+
+def _role(name: str) -> str | None:
+    """The split that a folder's name says, ``"either"`` for ``EITHER``; None for any other name."""
+    known = {word: role for role, words in ROLES.items() for word in words} | dict.fromkeys(EITHER, "either")
+    words = [word for word in _words(name) if word not in BESIDE]
+    return known.get(words[0]) if len(words) == 1 else None
+
+
+def _names_a_part(name: str) -> bool:
+    """Whether a split or another part of a data set is among the words of a folder's name."""
+    return not {*_words(name)}.isdisjoint([*EITHER, *SPLITTING, *(word for words in ROLES.values() for word in words)])
 
 
 def _refuse_other_classes(root: Path, tree: Tree, folders: dict[str, str], classes: tuple[str, ...]) -> None:

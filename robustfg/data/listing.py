@@ -29,8 +29,9 @@ SUFFIXES = frozenset(
 )
 SHOWN = ".jpg, .png, .webp, .gif, .tif, .bmp and what else Pillow opens"
 """The suffixes, for messages."""
-IGNORED = {"__MACOSX", "@eaDir", "lost+found", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN"}
-"""What systems leave in folders, beside names that begin with a dot."""
+IGNORED = {"__macosx", "__pycache__", "@eadir", "#recycle", "@recycle", "$recycle.bin", "lost+found", "thumbs.db",
+           "ehthumbs.db", "desktop.ini", "system volume information"}  # fmt: skip
+"""What systems leave in folders, in any case, beside names that begin with a dot."""
 
 KEPT_FROM = 10_000
 """Images from which a listing is kept: fewer are listed faster than a stored listing is worth."""
@@ -122,6 +123,11 @@ def listed(root: Path) -> Listing:
         return listing
 
 
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is none of the user's images."""
+    return name.startswith(".") or name.casefold() in IGNORED
+
+
 def _list(root: Path) -> Listing:
     folders, changed, left_out = [""], [], Counter[str]()
     names, folder, lengths, sizes = bytearray(), [], [], []
@@ -139,7 +145,7 @@ def _list(root: Path) -> Listing:
             left_out["links that lead in a circle"] += 1
             return
         for entry in entries:
-            if entry.name.startswith(".") or entry.name in IGNORED:
+            if is_hidden(entry.name):
                 left_out["hidden"] += 1
                 continue
             try:
@@ -187,8 +193,8 @@ def _taking_turns(root: Path) -> Iterator[None]:
 
 
 def _name_of(root: Path) -> str:
-    """A name for what is kept of a root: another for other suffixes."""
-    about = json.dumps([os.path.realpath(root), sorted(SUFFIXES)])
+    """A name for what is kept of a root: another for other suffixes or other names that are left out."""
+    about = json.dumps([os.path.realpath(root), sorted(SUFFIXES), sorted(IGNORED)])
     return hashlib.sha256(about.encode()).hexdigest()[:24]
 
 

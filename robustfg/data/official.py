@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.archives import unpacked_safely
@@ -165,5 +164,5 @@ def matlab(path: Path, root: Path, *variables: str) -> list[NDArray[Any]]:
     try:
         content = loadmat(path, squeeze_me=True)
         return [np.atleast_1d(content[name]).ravel() for name in variables]
-    except (KeyError, ValueError, TypeError, OSError, NotImplementedError, MatReadError) as error:  # of newer formats
+    except Exception as error:  # of newer formats, or whatever scipy raises on damaged bytes
         raise UserError(f"{path} is damaged or no such file of this data set ({error}); unpack it again") from error

@@ -16,6 +16,8 @@ from robustfg.errors import UserError
 from robustfg.types import Batch
 
 Transform = Callable[[Tensor], Tensor]
+LARGEST = 2**30
+"""Bytes that an image may take while it is brought to size."""
 
 
 def network_input(pixels: NDArray[np.uint8], transform: Transform) -> Tensor:
@@ -80,6 +82,8 @@ class Samples(Dataset[Batch]):
 class FitSquare:
     """Brings any image to ``(3, size, size)``; images that already fit pass through untouched.
 
+    Raises ``RuntimeError`` for images so long that their scaled copy would fill the memory.
+
     Args:
         size: the side.
         crop_ratio: the shorter side is scaled to ``size / crop_ratio`` before the centre is cut out.
@@ -87,13 +91,16 @@ class FitSquare:
     """
 
     def __init__(self, *, size: int, crop_ratio: float = 1.0, keep_aspect: bool = True) -> None:
-        self.size = size
+        self.size, self.keep_aspect = size, keep_aspect
         self.resize = v2.Resize(round(size / crop_ratio) if keep_aspect else [size, size], antialias=True)
         self.crop = v2.CenterCrop(size)
 
     def __call__(self, image: Tensor) -> Tensor:
         if image.shape[1:] == (self.size, self.size):
             return image
+        short, long = sorted(image.shape[1:])
+        if self.keep_aspect and 3 * long * self.size**2 > LARGEST * short:
+            raise RuntimeError("it is too long for its width; data.keep_aspect=false takes it")
         fitted: Tensor = self.crop(self.resize(image))
         return fitted
 

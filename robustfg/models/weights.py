@@ -67,15 +67,21 @@ def _from_file(name: str, path: Path, arguments: dict[str, Any]) -> nn.Module:
         raise UserError(f"model.weights={path}: no such file")
     if path.suffix not in (".safetensors", ".pth", ".pt", ".bin"):
         raise UserError(f"model.weights={path}: need a .safetensors or .pth file")
-    source = {"file": str(path), "hf_hub_id": None, "url": "", "custom_load": False}
+    source: dict[str, Any] = {"hf_hub_id": None, "url": "", "custom_load": False}
     if arguments.get("num_classes"):  # the file's own last layer is wanted, whatever its size
         source["num_classes"] = arguments["num_classes"]
     with torch.random.fork_rng(devices=[]):
         try:
-            loaded = _create(name, pretrained=True, pretrained_cfg_overlay=source, **arguments)
+            # timm would read the file itself, but older versions run the code that it may hold.
+            given = timm.models.load_state_dict(str(path), weights_only=True)
+            loaded = _create(
+                name, pretrained=True, pretrained_cfg_overlay=source | {"state_dict": {**given}}, **arguments
+            )
+            config: Any = loaded.pretrained_cfg
+            config["state_dict"] = None  # the tensors are copied
             blank = {
                 key: torch.full_like(value, torch.nan) if value.is_floating_point() else value
-                for key, value in timm.models.load_state_dict(str(path)).items()
+                for key, value in given.items()
             }
             probe = _create(name, pretrained=True, pretrained_cfg_overlay=source | {"state_dict": blank}, **arguments)
         except Exception as error:

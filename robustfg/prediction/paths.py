@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from robustfg.data.listing import SUFFIXES
+from robustfg.data.listing import SUFFIXES, is_hidden
 
 
 def images_in(names: Iterable[str | Path], lines: Iterable[bytes] = ()) -> Iterator[str]:
@@ -37,7 +37,7 @@ def _found(path: str) -> Iterator[str]:
 def _below(folder: str) -> Iterator[str]:
     try:
         with os.scandir(folder) as entries:
-            shown = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+            shown = sorted((entry for entry in entries if not is_hidden(entry.name)), key=lambda entry: entry.name)
     except OSError:
         yield folder
         return

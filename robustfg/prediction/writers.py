@@ -16,7 +16,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from robustfg.errors import UserError
-from robustfg.text import csv_cell, printable
+from robustfg.text import csv_cell, is_formula, printable
 
 Cell = str | float | bool | None
 PARTIAL = ".partial"
@@ -52,32 +52,39 @@ class Writer(ABC):
 
 
 class JsonLines(Writer):
-    """An object a line, in ASCII, so that every file name survives."""
+    """An object a line, in printable ASCII, so that every file name survives."""
 
     def begin(self) -> None:
         """Nothing: there is no header."""
 
     def put(self, cells: Mapping[str, Cell]) -> None:
-        self.stream.write(json.dumps(cells, allow_nan=False) + "\n")
+        line = json.dumps(cells, allow_nan=False)
+        self.stream.write(line.replace("\x7f", r"\u007f") + "\n")
 
 
 class Csv(Writer):
-    """A header and a line a row (RFC 4180, but for the line's end)."""
+    """A header and a line a row (RFC 4180, but for the line's end), with nothing that a spreadsheet computes.
+
+    As ``ls`` does, it writes the path of a file as it is into a file or a pipe, so that the file can be opened, and
+    without what could steer it on a terminal. All other texts are ``csv_cell``.
+    """
 
     def begin(self) -> None:
         self.rows = csv.writer(self.stream, lineterminator="\n")
-        self.rows.writerow(self.columns)
+        self.rows.writerow(map(csv_cell, self.columns))
 
     def put(self, cells: Mapping[str, Cell]) -> None:
         self.rows.writerow([self._cell(column, cell) for column, cell in cells.items()])
 
     def _cell(self, column: str, cell: Cell) -> Cell:
-        """Texts such that no spreadsheet computes them; the path of a file stays one."""
         if isinstance(cell, bool):
             return str(cell).lower()
         if not isinstance(cell, str):
             return cell
-        return cell if csv_cell(cell) == cell else f"./{cell}" if column == "image" else csv_cell(cell)
+        if column != "image":
+            return csv_cell(cell)
+        path = f"./{cell}" if is_formula(cell) else cell
+        return printable(path) if self.stream.isatty() else path
 
 
 class Table(Writer):
@@ -86,7 +93,7 @@ class Table(Writer):
     def begin(self) -> None:
         self.shown = [column for column in self.columns if column != "error"]
         self.console = Console(file=self.stream, width=None if self.stream.isatty() else WIDTH, highlight=False)
-        self._line([Text(heading(column), style="bold") for column in self.shown])
+        self._line([Text(printable(heading(column)), style="bold") for column in self.shown])
 
     def put(self, cells: Mapping[str, Cell]) -> None:
         if cells["error"] is None:

@@ -1,6 +1,7 @@
 """Trees of images as strangers have them: what is taken for a split, a class, or neither, and what is said of it."""
 
 import os
+import warnings
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from robustfg.data.files import read_image
 from robustfg.data.folder import Folder
 from robustfg.data.listing import SUFFIXES, listed
 from robustfg.errors import UserError
+from robustfg.prediction import images_in
 
 
 def plant(root, *names):
@@ -37,6 +39,10 @@ def splits(*folders, classes=("a", "b")):
         (("train", "eval", "test"), "train", "eval", "test"),
         (("train", "val", "eval"), "train", "val", "eval"),
         (("training_set", "test_set"), "training_set", None, "test_set"),
+        (("train_images", "test_images"), "train_images", None, "test_images"),
+        (("images_train", "images_val"), "images_train", None, "images_val"),
+        (("TrainSet", "Val data", "test-split"), "TrainSet", "Val data", "test-split"),
+        (("\uff34rain", "Evaluation"), "\uff34rain", None, "Evaluation"),
     ],
 )
 def test_the_usual_names_of_splits_are_known(tmp_path, folders, train, val, test):
@@ -59,6 +65,28 @@ def test_the_usual_names_of_splits_are_known(tmp_path, folders, train, val, test
             splits("cub/train", "cub/test", "cars/train", "cars/test"),
             r"data sets .*\(cars, cub\); .*data\.root=.*/cars",
         ),
+        (splits("cub/train", "cub/eval", "cars/train", "cars/eval"), r"data sets .*\(cars, cub\)"),
+        (splits("cub/train", "cars/train"), r"data sets .*\(cars, cub\)"),
+        (splits("train", "eval", "Evaluation"), r"Evaluation and eval; name them val and test"),
+        (splits("train", "train_images", "test"), r"train and train_images, which both name the train split"),
+        (splits("fold1", "fold2"), r"fold1 and fold2 hold the same folders \(a, b, …\), so they are no classes"),
+        (splits("set_a", "set_b", "set_c"), r"set_a and set_b hold the same folders"),
+        (splits("train2014", "val2014"), r"train2014 and val2014 hold the same folders"),
+        ([*splits("fold1", "fold2"), "extra/photos/1.png"], r"fold1 and fold2 hold the same folders"),
+        (splits("holdout", "rest"), r"holdout and rest hold the same folders"),
+        (["fold1/1.png", "fold2/1.png"], r"fold1 has the name of a part of a data set and would be a class"),
+        (["train_images/1.png", "test_images/1.png"], r"test_images and train_images hold no class folders"),
+        (["cats/1.png", "dogs/1.png", "test/1.png"], r"test has the name of a part .* would be a class; rename it or"),
+        (
+            ["images/train/1.png", "images/val/1.png", "labels/train/1.txt"],
+            r"holds images, labels, which are no classes",
+        ),
+        (["images/1.png", "Masks/1.png"], r"holds Masks, images, which are no classes"),
+        (
+            ["train/images/1.png", "train/labels/1.txt", "valid/images/1.png"],
+            r"train holds images, labels, which are no",
+        ),
+        (splits("data/train", "data/test"), r"data sets .*\(data\); .*data\.root=.*/data"),
         (splits("photos/train", "photos/test"), r"data sets .*\(photos\); .*data\.root=.*/photos"),
         ([*splits("train", "test"), "test/zebra/1.png"], r"test has the class 'zebra'"),
         ([*splits("train", "test"), "train/c/1.png"], r"test/c is missing"),
@@ -77,6 +105,21 @@ def test_what_can_be_understood_in_two_ways_is_refused_with_what_to_do(tmp_path,
 def test_folders_named_like_splits_that_hold_images_beside_others_are_classes(tmp_path):
     source = Folder(root=str(plant(tmp_path, *(f"{name}/{n}.png" for name in ("bus", "car", "train") for n in "12"))))
     assert source.classes == ("bus", "car", "train")
+    plant(tmp_path / "other", "valid/1.png", "invalid/1.png", "test tube/1.png", "train station/a/1.png")
+    assert len(Folder(root=str(tmp_path / "other")).classes) == 4
+    views = ("bus/front/1.png", "bus/side/1.png", "car/front/1.png", "car/side/1.png", "tram/1.png")
+    assert Folder(root=str(plant(tmp_path / "views", *views))).classes == ("bus", "car", "tram")
+
+
+def test_what_systems_leave_in_folders_is_no_image_in_training_and_prediction(tmp_path):
+    left = ("__MACOSX", "@eaDir", "$Recycle.Bin", "System Volume Information", ".ipynb_checkpoints", "#recycle")
+    plant(tmp_path, *splits("train", "test"), *(f"{name}/a/1.png" for name in left), "train/a/._1.png")
+    plant(tmp_path, *(f"train/a/{name}/1.png" for name in left))
+    source = Folder(root=str(tmp_path))
+    assert [*source.train.keys, *source.test.keys] == splits("train", "test")
+    assert f"{2 * len(left) + 1} hidden" in source.found[1]
+    every = [os.path.relpath(path, tmp_path) for path in images_in([tmp_path])]
+    assert sorted(every) == sorted(splits("train", "test"))
 
 
 def test_what_is_left_out_is_said_and_why(tmp_path):
@@ -163,6 +206,43 @@ def test_hostile_images_give_their_pixels_or_one_line_that_names_the_file(tmp_pa
             read_image(path)
         assert "\n" not in str(error.value)
     assert not recwarn.list
+
+
+def test_large_images_are_read_without_a_warning_and_too_large_or_long_ones_are_named(tmp_path, monkeypatch, recwarn):
+    warnings.simplefilter("always")
+    plant(tmp_path, "a/1.png", "b/1.png")
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a" / "1.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
+    assert np.array_equal(read_image(tmp_path / "a" / "1.png"), pixels)
+    assert not recwarn.list
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    Image.new("RGB", (60_000, 1)).save(tmp_path / "b" / "1.png")
+    samples = DataModule(source=Folder(root=str(tmp_path), test_fraction=1), image_size=224, batch_size=2).samples(
+        "test"
+    )
+    with pytest.raises(UserError, match=r"cannot read the image .*a/1\.png .*256 pixels.* exceeds"):
+        samples[0]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"b/1\.png of 60000 x 1 pixels .*too long .*keep_aspect=false"):
+        samples[1]
+    from robustfg.prediction.pictures import Pictures
+
+    assert "too long" in Pictures(samples.transform)[str(tmp_path / "b" / "1.png")].error
+
+
+def test_a_png_with_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8).repeat(8, 0).repeat(8, 1)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    for place in range(0, len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << place % 8
+        (tmp_path / "y.png").write_bytes(damaged)
+        try:
+            assert np.array_equal(read_image(tmp_path / "y.png"), pixels), place
+        except UserError as error:
+            assert str(tmp_path / "y.png") in str(error)  # noqa: PT017
 
 
 def test_a_kept_listing_is_used_until_a_folder_changes(tmp_path, monkeypatch):
