@@ -77,7 +77,8 @@ def main():
         print(kill, number.name, victim, process.returncode, f"{took:.1f} s", files, steps, last_line, flush=True)
         assert process.returncode in codes
         if number == signal.SIGKILL and victim in ("first", "other"):
-            assert "so all end" in last_line[0] and "Traceback" not in errors
+            assert "so all end" in last_line[0]
+            assert "Traceback" not in errors
     assert started(folder, "killed", *overrides).wait() == 0
     assert (places["whole"] / "metrics.csv").read_text() == (places["killed"] / "metrics.csv").read_text()
     for name in ("best.ckpt", "last.ckpt"):
