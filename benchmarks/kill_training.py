@@ -36,6 +36,12 @@ def others(pid):
     return [*map(int, listed.stdout.split())]
 
 
+def remaining(session):
+    """Processes of a training that still live."""
+    listed = subprocess.run(["ps", "-o", "stat=,pid=,args=", "-s", str(session)], capture_output=True, text=True)
+    return [line for line in listed.stdout.splitlines() if not line.startswith("Z")]
+
+
 def struck(process, kill, number):
     """Sends a signal to a rank or to all of them. Returns whom it reached, and the exit codes that may follow."""
     ranks = others(process.pid)
@@ -69,8 +75,10 @@ def main():
         victim, codes = struck(process, kill, number) if process.poll() is None else ("none", {0})
         began = time.monotonic()
         errors = process.communicate()[1]  # until the last rank has let go of it
+        while remaining(process.pid):
+            assert time.monotonic() - began < 60, remaining(process.pid)
+            time.sleep(0.1)
         took = time.monotonic() - began
-        assert subprocess.run(["pgrep", "-s", str(process.pid)], stdout=subprocess.DEVNULL).returncode == 1, "left over"
         files = sorted(path.name for path in last.parent.iterdir())
         steps = [content(path)["global_step"] for path in last.parent.glob("*.ckpt")]  # all can be read
         last_line = errors.strip().splitlines()[-1:]
