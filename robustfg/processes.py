@@ -79,7 +79,8 @@ def refuse_other_ranks(trainer: Any) -> None:
 
     It would wait for those that are missing, or each would train alone in the same folder.
     """
-    from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
 
     environment = trainer._accelerator_connector.cluster_environment
