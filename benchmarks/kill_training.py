@@ -1,7 +1,8 @@
 """Kills a training again and again and holds what it leaves against one that ran through.
 
-python benchmarks/kill_training.py FOLDER [KILLS] [OVERRIDES …], with FOLDER on another file system than TMPDIR, and
-trainer=ddp trainer.accelerator=cpu trainer.devices=2 among the overrides for two ranks.
+python benchmarks/kill_training.py FOLDER KILLS [OVERRIDES …], with FOLDER on another file system than TMPDIR, and
+trainer=ddp trainer.accelerator=cpu trainer.devices=2 among the overrides for two ranks, of which the first, the other
+or both are killed in turn.
 """
 
 import os
@@ -29,6 +30,30 @@ def started(folder, name, *overrides):
     )  # fmt: skip
 
 
+def others(pid):
+    """The ranks that a training has started."""
+    listed = subprocess.run(["pgrep", "-P", str(pid), "-f", "robustfg.train"], capture_output=True, text=True)
+    return [*map(int, listed.stdout.split())]
+
+
+def remaining(session):
+    """Processes of a training that still live."""
+    listed = subprocess.run(["ps", "-o", "stat=,pid=,args=", "-s", str(session)], capture_output=True, text=True)
+    return [line for line in listed.stdout.splitlines() if not line.startswith("Z")]
+
+
+def struck(process, kill, number):
+    """Sends a signal to a rank or to all of them. Returns whom it reached, and the exit codes that may follow."""
+    ranks = others(process.pid)
+    victim = ("all", "first", "other")[kill % 3] if ranks else "all"
+    if victim == "all":
+        os.killpg(process.pid, number)
+    else:
+        os.kill(process.pid if victim == "first" else ranks[0], number)
+    dies = number == signal.SIGKILL and victim == "other"  # the first one ends by itself then
+    return victim, {0, 1 if dies else ENDS[number], *([143] if victim == "other" else [])}
+
+
 def content(path):
     return torch.load(path, weights_only=True, map_location="cpu")
 
@@ -47,13 +72,21 @@ def main():
             time.sleep(0.01)
         time.sleep(dice.uniform(0, 0.4))
         number = dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-        if process.poll() is None:
-            os.killpg(process.pid, number)
-        errors = process.communicate()[1]
+        victim, codes = struck(process, kill, number) if process.poll() is None else ("none", {0})
+        began = time.monotonic()
+        errors = process.communicate()[1]  # until the last rank has let go of it
+        while remaining(process.pid):
+            assert time.monotonic() - began < 60, remaining(process.pid)
+            time.sleep(0.1)
+        took = time.monotonic() - began
         files = sorted(path.name for path in last.parent.iterdir())
         steps = [content(path)["global_step"] for path in last.parent.glob("*.ckpt")]  # all can be read
-        print(kill, number.name, process.returncode, files, steps, errors.strip().splitlines()[-1:], flush=True)
-        assert process.returncode in (ENDS[number], 0)
+        last_line = errors.strip().splitlines()[-1:]
+        print(kill, number.name, victim, process.returncode, f"{took:.1f} s", files, steps, last_line, flush=True)
+        assert process.returncode in codes
+        if number == signal.SIGKILL and victim in ("first", "other"):
+            assert "so all end" in last_line[0]
+            assert "Traceback" not in errors
     assert started(folder, "killed", *overrides).wait() == 0
     assert (places["whole"] / "metrics.csv").read_text() == (places["killed"] / "metrics.csv").read_text()
     for name in ("best.ckpt", "last.ckpt"):

@@ -28,7 +28,7 @@ from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.losses import Softmax
 from robustfg.models import PublishedBackbone
 from robustfg.option_names import NoOptionError
-from robustfg.processes import refuse_impossible_devices
+from robustfg.processes import refuse_impossible_devices, refuse_other_ranks
 from robustfg.rehearsal import refuse_unkept
 from robustfg.reporting.csv_logger import MetricsCsv
 from robustfg.training import Phases
@@ -254,9 +254,11 @@ def trainer_of(config: Config, folder: Path, callbacks: list[pl.Callback], logge
     if make.keywords.get("enable_progress_bar"):
         callbacks = [*callbacks, TrainingBar() if sys.stdout.isatty() else TrainingLines()]
     try:
-        return make(default_root_dir=folder, callbacks=callbacks, logger=loggers)
+        trainer = make(default_root_dir=folder, callbacks=callbacks, logger=loggers)
     except Exception as error:  # whatever it is, it is about these settings
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    refuse_other_ranks(trainer)
+    return trainer
 
 
 def node_of(config: Config, option: str) -> Mapping[str, Any]:

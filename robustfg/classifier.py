@@ -22,7 +22,9 @@ from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.memory_layout import protect
 from robustfg.models import Backbone
+from robustfg.models.backbone import unused_names
 from robustfg.models.taps import with_layers
+from robustfg.models.unreached import drop_from_optimizers
 from robustfg.training import Constant, PhaseChange, Phases, Regime, Schedule, Standard
 from robustfg.training.gather import gathered
 from robustfg.training.phases import parameter_groups
@@ -212,6 +214,7 @@ class Classifier(pl.LightningModule):
         checkpoint["regime"] = gathered(state) if state else [state]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        drop_from_optimizers(checkpoint, {name for name, _ in self.named_parameters()}, unused_names(self))
         states = checkpoint.get("regime", [])
         if self.global_rank < len(states) and states[self.global_rank]:
             self.regime.load_state_dict(states[self.global_rank])

@@ -78,7 +78,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
         rehearsal.rehearse_evaluation(trainer, classifier, data, evaluation)
         run.write_origin(config, folder, data, command, trainer.loggers)
-        with run.stopped_plainly(advice):
+        with run.stopped_plainly(config, trainer, advice):
             return run.test(trainer, classifier, data, evaluation, folder)
 
 

@@ -45,6 +45,11 @@ def default_name() -> str:
     return environment[_NAME]
 
 
+def is_lasting(name: str) -> bool:
+    """Whether the same command has the same name when it is given again: it was not made up by this one."""
+    return os.environ.get(_NAME) != name
+
+
 def refuse_impossible_devices(trainer: Mapping[str, Any]) -> None:
     """Raises ``UserError`` for devices that this machine does not have, and for far more processes than cores.
 
@@ -67,6 +72,34 @@ def refuse_impossible_devices(trainer: Mapping[str, Any]) -> None:
             f"trainer.num_nodes={nodes}: nothing says where the other nodes are; start with srun or torchrun, or set "
             "MASTER_ADDR, MASTER_PORT and NODE_RANK"
         )
+
+
+def refuse_other_ranks(trainer: Any) -> None:
+    """Raises ``UserError`` where processes were started from outside, but not those that the trainer counts on.
+
+    It would wait for those that are missing, or each would train alone in the same folder.
+    """
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from pytorch_lightning.strategies.launchers import _MultiProcessingLauncher
+
+    environment = trainer._accelerator_connector.cluster_environment
+    if not environment.creates_processes_externally:
+        return
+    asked, slurm = trainer.num_devices * trainer.num_nodes, isinstance(environment, SLURMEnvironment)
+    known = not isinstance(environment, LightningEnvironment)
+    started = environment.world_size() if known else int(os.environ.get("WORLD_SIZE") or asked)
+    who = "SLURM" if slurm else "torchrun" if "TORCHELASTIC_RUN_ID" in os.environ else "the environment"
+    own = ", or SLURM_JOB_NAME=bash in the environment so that the command starts its own" if slurm else ""
+    if isinstance(trainer.strategy.launcher, _MultiProcessingLauncher):
+        raise UserError(f"trainer.strategy starts processes inside those of {who}; set trainer.strategy=ddp{own}")
+    if started != asked:
+        raise UserError(
+            f"trainer.devices={trainer.num_devices} and trainer.num_nodes={trainer.num_nodes} ask for {asked} "
+            f"processes, but {who} has started {started}; make them equal{own}"
+        )
+    if slurm and started > 1 and "SLURM_STEP_ID" not in os.environ:
+        raise UserError(f"SLURM_NTASKS={started}, but srun has not started this process; begin the command with srun")
 
 
 class Starter:

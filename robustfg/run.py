@@ -30,12 +30,13 @@ from robustfg.evaluation import RobustnessEvaluation
 from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.files import write_text
 from robustfg.folder import write_hydra
-from robustfg.processes import starter
+from robustfg.processes import is_first, is_lasting, starter
 from robustfg.provenance import provenance
 from robustfg.reporting import print_summary, write_page
 from robustfg.splitting import follow_start
 from robustfg.text import printable
 from robustfg.training.continuing import LastCheckpoint
+from robustfg.training.stopping import RequeueException, requeue, requeue_signal
 
 UNHELPFUL = (
     ".*LeafSpec.*",
@@ -137,7 +138,7 @@ def fit(trainer: pl.Trainer, classifier: Classifier, data: DataModule, last: Pat
 
     Raises:
         KeyboardInterrupt: after Ctrl-C, once ``last`` is written; a second one does not wait for that.
-        SIGTERMException: after SIGTERM, likewise.
+        SIGTERMException: after SIGTERM, likewise; ``RequeueException`` after SLURM's signal.
     """
     if last.exists():
         say(f"Continuing from {last}")
@@ -151,6 +152,8 @@ def fit(trainer: pl.Trainer, classifier: Classifier, data: DataModule, last: Pat
     if keeper.signals.told is not None:
         if keeper.step is not None:
             say(f"{last} holds step {keeper.step}")
+        if keeper.signals.requeues:
+            raise RequeueException
         raise (KeyboardInterrupt if keeper.signals.told == signal.SIGINT else SIGTERMException)
 
 
@@ -186,26 +189,33 @@ def how_to_continue(config: Mapping[str, Any], folder: Path) -> str:
 
 
 @contextmanager
-def stopped_plainly(advice: str) -> Iterator[None]:
+def stopped_plainly(config: Mapping[str, Any], trainer: pl.Trainer, advice: str) -> Iterator[None]:
     """One line where training or evaluation is stopped from outside: by a signal, or by the death of a process.
 
-    Exit codes are 130 after Ctrl-C, 143 after SIGTERM and 1 otherwise.
+    Exit codes are 130 after Ctrl-C, 143 after SIGTERM and SLURM's signal, and 1 otherwise. After SLURM's signal, with
+    which ``sbatch --signal=SIGUSR1@90`` asks to stop before the time limit, the job goes back into its queue.
 
     Args:
+        config: of the command.
+        trainer: which trains or evaluates.
         advice: how to go on.
 
     Raises:
         UserError: for the mistake that another process met, or where one has died.
     """
     main = threading.current_thread() is threading.main_thread()
-    handlers = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)} if main else {}
-    if main:
-        signal.signal(signal.SIGTERM, _stop)
+    again = requeue_signal(trainer)
+    numbers = [signal.SIGINT, signal.SIGTERM, *([] if again is None else [again])] if main else []
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    for number in numbers[1:]:
+        signal.signal(number, _stop)
     try:
         yield
     except (KeyboardInterrupt, SIGTERMException, SystemExit) as stop:
         interrupted = isinstance(stop, KeyboardInterrupt) or isinstance(stop.__context__, KeyboardInterrupt)
         warn(f"{'interrupted' if interrupted else 'stopped'}; {advice}")
+        if isinstance(stop, RequeueException) and is_first():
+            _put_back(config["run_name"])
         raise SystemExit(130 if interrupted else 143) from None
     except ProcessRaisedException as error:
         if mistakes := re.findall(r"UserError: (.+)", str(error)):
@@ -230,8 +240,18 @@ def stopped_plainly(advice: str) -> Iterator[None]:
             signal.signal(name, handler)  # Lightning leaves Ctrl-C ignored
 
 
-def _stop(*_: Any) -> None:
-    raise SIGTERMException
+def _stop(number: int, _: Any) -> None:
+    raise SIGTERMException if number == signal.SIGTERM else RequeueException
+
+
+def _put_back(run_name: str) -> None:
+    """Puts the SLURM job back into its queue, where the same command goes on with the run."""
+    if not is_lasting(run_name):
+        warn("the SLURM job is not put back into its queue, since without run_name=… it would begin a run anew")
+    elif (failed := requeue()) is not None:
+        warn(f"{failed}; give the job again")
+    else:
+        warn("the SLURM job is back in its queue")
 
 
 @rank_zero_only

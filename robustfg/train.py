@@ -76,7 +76,7 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
         tested = evaluation if config["test"] else None
         rehearsal.rehearse_training(trainer, classifier, data, tested, config["monitor"])
         run.write_origin(config, folder, data, command, trainer.loggers, init_from=init_from)
-        with run.stopped_plainly(advice):
+        with run.stopped_plainly(config, trainer, advice):
             run.fit(trainer, classifier, data, last)
             if config["test"]:
                 run.load_best(classifier, last.with_name("best.ckpt"))

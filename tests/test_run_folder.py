@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+import pytorch_lightning as pl
 import torch
 from commands import config_of, obey_interrupts, run, start
 
@@ -15,7 +16,8 @@ from robustfg import processes
 from robustfg.errors import UserError
 from robustfg.evaluate import evaluate
 from robustfg.folder import CLAIM, claimed, refuse_another_request, refuse_held
-from robustfg.processes import default_name, refuse_impossible_devices
+from robustfg.processes import default_name, refuse_impossible_devices, refuse_other_ranks
+from robustfg.run import stopped_plainly
 from robustfg.train import train
 
 QUICK = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "evaluation.checks=0",
@@ -179,6 +181,98 @@ def test_devices_that_are_not_there_are_refused(options, names):
 def test_a_gpu_that_is_not_there_is_refused():
     with pytest.raises(UserError, match="no GPU is found here"):
         refuse_impossible_devices({"accelerator": "gpu", "num_nodes": 1, "devices": 1})
+
+
+TASK = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "0",
+        "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_JOB_NAME": "j", "SLURM_STEP_ID": "0"}  # fmt: skip
+TWO_TASKS = TASK | {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+ELASTIC = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "GROUP_RANK": "0"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "message"),
+    [
+        (TASK, {"devices": 2}, "trainer.devices=2 .* ask for 2 processes, but SLURM has started 1; .*SLURM_JOB_NAME"),
+        (TASK, {"devices": 2, "strategy": "ddp_spawn"}, "inside those of SLURM; set trainer.strategy=ddp"),
+        (TWO_TASKS, {"devices": 1}, "ask for 1 processes, but SLURM has started 2"),
+        (TWO_TASKS | {"SLURM_STEP_ID": None}, {"devices": 2}, "begin the command with srun"),
+        (ELASTIC, {"devices": 1}, "ask for 1 processes, but torchrun has started 2"),
+        ({"LOCAL_RANK": "0", "WORLD_SIZE": "4"}, {"devices": 2}, "but the environment has started 4"),
+        (TASK, {"devices": 1}, None),
+        (TASK | {"SLURM_JOB_NAME": "bash"}, {"devices": 2}, None),
+        (TWO_TASKS, {"devices": 2}, None),
+        (ELASTIC, {"devices": 2}, None),
+        ({}, {"devices": 2, "strategy": "ddp_spawn"}, None),
+    ],
+)
+def test_ranks_started_from_outside_must_be_those_that_the_trainer_counts_on(
+    names, monkeypatch, environment, options, message
+):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value) if value is not None else monkeypatch.delenv(key, raising=False)
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, **options)
+    if message is None:
+        refuse_other_ranks(trainer)
+    else:
+        with pytest.raises(UserError, match=message):
+            refuse_other_ranks(trainer)
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """The environment of a SLURM task, and a file with what was asked of scontrol."""
+    program, asked = tmp_path / "bin" / "scontrol", tmp_path / "asked"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" >> {asked}\nif [ -n "$REFUSED" ]; then echo no >&2; exit 1; fi\n')
+    program.chmod(0o755)
+    for key, value in (TASK | {"PATH": f"{program.parent}:{os.environ['PATH']}"}).items():
+        monkeypatch.setenv(key, value)
+    return asked
+
+
+def told_as_trainer_test_is(trainer, number):
+    """With Lightning's own handlers registered."""
+    trainer._signal_connector.register_signal_handlers()
+    try:
+        signal.raise_signal(number)
+    finally:
+        trainer._signal_connector.teardown()
+
+
+def test_slurms_signal_ends_an_evaluation_and_requeues_a_job_that_can_be_continued(names, scontrol, monkeypatch, capfd):
+    def said(run_name):
+        trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+        with pytest.raises(SystemExit) as stop, stopped_plainly({"run_name": run_name}, trainer, "ADVICE"):
+            told_as_trainer_test_is(trainer, signal.SIGUSR1)
+        assert stop.value.code == 143
+        return [line for line in capfd.readouterr().err.splitlines() if line.startswith("robustfg: ")]
+
+    before = signal.getsignal(signal.SIGUSR1)
+    assert said("given") == ["robustfg: stopped; ADVICE", "robustfg: the SLURM job is back in its queue"]
+    monkeypatch.setenv("REFUSED", "1")
+    assert said("given")[1] == "robustfg: scontrol requeue 77 failed (no); give the job again"
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "70")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "7")
+    said("given")
+    assert scontrol.read_text().split("\n")[:3] == ["requeue 77", "requeue 77", "requeue 70_7"]
+    assert "without run_name=… it would begin a run anew" in said(names())[1]
+    assert len(scontrol.read_text().splitlines()) == 3
+    assert signal.getsignal(signal.SIGUSR1) == before
+
+
+@pytest.mark.process
+def test_slurms_signal_ends_training_where_it_is_whole_and_requeues_the_job(scontrol, tmp_path):
+    process = start("train", *QUICK, "test=false", "trainer.max_epochs=10000", "run_name=r", f"output={tmp_path}")
+    last = tmp_path / "digits-softmax" / "r" / "checkpoints" / "last.ckpt"
+    waited_for(last, process)
+    process.send_signal(signal.SIGUSR1)
+    output, errors = process.communicate()
+    assert process.returncode == 143, errors
+    step = torch.load(last, weights_only=True)["global_step"]
+    assert output.splitlines()[-1].endswith(f"last.ckpt holds step {step}")
+    assert errors.splitlines()[-1] == "robustfg: the SLURM job is back in its queue"
+    assert scontrol.read_text() == "requeue 77\n"
+    assert sorted(path.name for path in last.parents[1].iterdir() if "ckpt" in path.name) == []
 
 
 @pytest.mark.process

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -37,6 +38,8 @@ KEPT_FROM = 10_000
 """Images from which a listing is kept: fewer are listed faster than a stored listing is worth."""
 SETTLED = 2_000_000_000
 """Nanoseconds after which a folder's time of change is believed: a later change within one tick has the same time."""
+LOOKED = 60_000_000_000
+"""Nanoseconds for which a look at every file of a kept listing serves other processes too."""
 KEPT_IN: ContextVar[Path | None] = ContextVar("KEPT_IN", default=None)
 """The folder where listings of large trees are kept; None for nowhere."""
 
@@ -97,6 +100,10 @@ class Listing:
     paths: Paths = field(repr=False)
     sizes: NDArray[np.int64] = field(repr=False)
     """Bytes of every image, ``(N,)``."""
+    written: NDArray[np.int64] = field(repr=False)
+    """Time of the last change of every image, in nanoseconds, ``(N,)``."""
+    inodes: NDArray[np.uint64] = field(repr=False)
+    """``(N,)``."""
     left_out: Mapping[str, int]
     """How many entries are no images, by what they are."""
 
@@ -104,8 +111,10 @@ class Listing:
 def listed(root: Path) -> Listing:
     """What lies below a folder; of a large tree that has not changed it is read from where it was kept.
 
-    Processes of one machine take turns, so that one of them lists and the others read. Whether a tree has changed is
-    told by its folders: a file that was written over in its place goes unnoticed.
+    Processes of one machine take turns, so that one of them lists and the others read. A tree has changed where the
+    time of a folder has, or time, size or inode of an image, which is said where it was written over in its place. Not
+    noticed is what keeps all three, what is written within ``LOOKED`` of the last look at the files, and, in trees that
+    are too small to be kept, other pixels in a file of the same size.
 
     Raises:
         UserError: if a folder cannot be read.
@@ -130,7 +139,7 @@ def is_hidden(name: str) -> bool:
 
 def _list(root: Path) -> Listing:
     folders, changed, left_out = [""], [], Counter[str]()
-    names, folder, lengths, sizes = bytearray(), [], [], []
+    names, folder, lengths, sizes, written, inodes = bytearray(), [], [], [], [], []
 
     def visit(path: str, number: int, above: tuple[tuple[int, int], ...]) -> None:
         try:
@@ -168,12 +177,17 @@ def _list(root: Path) -> Listing:
                 folder.append(number)
                 lengths.append(len(name))
                 sizes.append(told.st_size)
+                written.append(told.st_mtime_ns)
+                inodes.append(told.st_ino)
 
     visit(str(root), 0, ())
     long = np.asarray(lengths, np.int32)
     starts = np.cumsum(long, dtype=np.int64) - long
     paths = Paths(folders, np.asarray(folder, np.int32), bytes(names), starts, long)
-    return Listing(tuple(folders), np.asarray(changed, np.int64), paths, np.asarray(sizes, np.int64), dict(left_out))
+    return Listing(
+        tuple(folders), np.asarray(changed, np.int64), paths, np.asarray(sizes, np.int64),
+        np.asarray(written, np.int64), np.asarray(inodes, np.uint64), dict(left_out),
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -204,14 +218,40 @@ def _write(kept: Path, listing: Listing, started: int) -> None:
         np.savez(
             file, folders=np.frombuffer("\0".join(listing.folders).encode("utf-8", "surrogateescape"), np.uint8),
             changed=listing.changed, folder=paths.folder, names=np.frombuffer(paths.names, np.uint8),
-            lengths=paths.lengths, sizes=listing.sizes, left_out=np.array(json.dumps(listing.left_out)),
-            started=np.array(started),
+            lengths=paths.lengths, sizes=listing.sizes, written=listing.written, inodes=listing.inodes,
+            left_out=np.array(json.dumps(listing.left_out)), started=np.array(started),
         )  # fmt: skip
 
 
+def _as_they_were(listing: Listing, root: Path) -> bool:
+    """Looks at every image. Warns of those that were written over."""
+    paths = listing.paths
+    now = np.empty((len(paths), 3), np.uint64)
+    order = np.argsort(paths.folder, kind="stable")
+    for number, part in enumerate(np.split(order, np.cumsum(np.bincount(paths.folder))[:-1])):
+        descriptor = os.open(os.path.join(root, paths.folders[number]), os.O_RDONLY)
+        try:
+            for place in part.tolist():
+                start = int(paths.starts[place])
+                told = os.stat(paths.names[start : start + int(paths.lengths[place])], dir_fd=descriptor)
+                now[place] = told.st_size, told.st_mtime_ns, told.st_ino
+        finally:
+            os.close(descriptor)
+    then = np.stack([listing.sizes.astype(np.uint64), listing.written.astype(np.uint64), listing.inodes], 1)
+    over = np.flatnonzero((now[:, :2] != then[:, :2]).any(1))
+    if len(over):
+        warnings.warn(
+            f"{root}: {len(over)} image{'s were' if len(over) > 1 else ' was'} written over since an earlier run "
+            f"({paths[int(over[0])]!a}{', …' if len(over) > 1 else ''}), which saw other pixels",
+            stacklevel=2,
+        )
+    return np.array_equal(now, then)
+
+
 def _read(kept: Path, root: Path) -> Listing | None:
-    """The listing that is kept, if every folder is as it was."""
+    """The listing that is kept, if every folder and image is as it was."""
     try:
+        age = time.time_ns() - kept.stat().st_mtime_ns
         with np.load(kept, allow_pickle=False) as content:
             folders = content["folders"].tobytes().decode("utf-8", "surrogateescape").split("\0")
             changed, started, lengths = content["changed"], int(content["started"]), content["lengths"]
@@ -220,6 +260,12 @@ def _read(kept: Path, root: Path) -> Listing | None:
                 return None
             starts = np.cumsum(lengths, dtype=np.int64) - lengths
             paths = Paths(folders, content["folder"], content["names"].tobytes(), starts, lengths)
-            return Listing(tuple(folders), changed, paths, content["sizes"], json.loads(str(content["left_out"])))
+            stamps = content["sizes"], content["written"], content["inodes"]
+            listing = Listing(tuple(folders), changed, paths, *stamps, json.loads(str(content["left_out"])))
+        if not 0 <= age < LOOKED:
+            if not _as_they_were(listing, root):
+                return None
+            os.utime(kept)
+        return listing
     except Exception:  # missing, damaged, or a folder is gone: all mean listing again
         return None

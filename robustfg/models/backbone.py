@@ -23,7 +23,8 @@ class Backbone(nn.Module):
     """Images ``(B, 3, H, W)`` in [0, 1] to feature maps ``(B, channels, h, w)``, whatever the network's own layout.
 
     Convolutional networks, ViTs (tokens) and Swins (channels last) come out alike; class and register tokens are
-    dropped. Normalisation by the weights' own mean and standard deviation happens inside.
+    dropped, and of networks whose features are class tokens alone (PiT) the last stage's patches are taken, normalised
+    as the tokens are. Normalisation by the weights' own mean and standard deviation happens inside.
 
     Args:
         name: timm model name.
@@ -79,6 +80,7 @@ class Backbone(nn.Module):
         self.register_buffer("mean", torch.tensor(config.get("mean", (0.5,) * 3)).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(config.get("std", (0.5,) * 3)).view(1, 3, 1, 1))
         arrange(self.network, channels_last)
+        self._takes_patches = False
         feature_map = self._measured(name, image_size)
         self.channels, *self.map_size = feature_map.shape[1:]
         self.unreached: tuple[str, ...] = ()
@@ -88,7 +90,11 @@ class Backbone(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """The feature map of a batch. Raises ``ValueError`` if an image leaves [0, 1]."""
-        return self._as_map(self.network.forward_features(self.normalise(image)))
+        pixels = self.normalise(image)
+        if not self._takes_patches:
+            return self._as_map(self.network.forward_features(pixels))
+        (patches,) = self.network.forward_intermediates(pixels, indices=1, intermediates_only=True)
+        return self._as_map(self.network.norm(patches.flatten(2).transpose(1, 2)))
 
     def normalise(self, image: Tensor) -> Tensor:
         """Checks, enlarges where asked, and normalises pixels."""
@@ -122,7 +128,9 @@ class Backbone(nn.Module):
         training = self.network.training
         try:
             with torch.enable_grad():
-                feature_map: Tensor = self.eval()(torch.zeros(1, 3, image_size, image_size))
+                image = torch.zeros(1, 3, image_size, image_size)
+                self._takes_patches = _gives_class_tokens_alone(self.eval().network, self.normalise(image))
+                feature_map: Tensor = self(image)
             return feature_map
         except UserError as error:
             raise UserError(f"model.name={name} cannot be a backbone: {error}; choose another network") from error
@@ -178,6 +186,13 @@ class PublishedBackbone(Backbone):
         features = self.network.forward_features(self.normalise(image))
         pooled: Tensor = self.network.forward_head(features, pre_logits=True)
         return pooled.flatten(1)[:, :, None, None]
+
+
+def _gives_class_tokens_alone(network: Any, pixels: Tensor) -> bool:
+    tokens = getattr(network, "cls_token", None)
+    if tokens is None or hasattr(network, "num_prefix_tokens"):
+        return False
+    return bool(network.forward_features(pixels).shape[1] == tokens.shape[1])
 
 
 def unused_names(module: nn.Module) -> set[str]:

@@ -28,3 +28,21 @@ def drop(network: nn.Module, names: list[str]) -> None:
     for name in names:
         owner, _, key = name.rpartition(".")
         network.get_submodule(owner).register_parameter(key, None)
+
+
+def drop_from_optimizers(checkpoint: dict[str, Any], own: set[str], unused: set[str]) -> None:
+    """Takes parameters out of the optimizers' states of a Lightning checkpoint, in place.
+
+    Args:
+        checkpoint: of a module whose first parameters, and whose optimizers' first, are those of its backbone.
+        own: names of the module's parameters now.
+        unused: names of the backbone's that the checkpoint may hold beside.
+    """
+    then = [name for name in checkpoint["state_dict"] if name in own | unused]
+    gone = {number for number, name in enumerate(then) if name in unused}
+    for state in checkpoint.get("optimizer_states", ()) if gone else ():
+        kept = [number for group in state["param_groups"] for number in group["params"] if number not in gone]
+        now = {number: place for place, number in enumerate(kept)}
+        for group in state["param_groups"]:
+            group["params"] = [now[number] for number in group["params"] if number in now]
+        state["state"] = {now[number]: value for number, value in state["state"].items() if number in now}

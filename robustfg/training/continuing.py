@@ -102,7 +102,9 @@ class LastCheckpoint(pl.Callback):
         told = self.signals.told is not None
         if trainer.world_size > 1:
             told = trainer.strategy.reduce_boolean_decision(told, all=False)
-            self.signals.tell(told)
+            if told:
+                requeue = trainer.strategy.reduce_boolean_decision(self.signals.requeues, all=False)
+                self.signals.tell(requeue=requeue)
         return told
 
     def _save(self, trainer: pl.Trainer) -> None:

@@ -1,18 +1,45 @@
-"""Ctrl-C and SIGTERM as a wish, which training looks at where its state is whole."""
+"""Ctrl-C, SIGTERM and SLURM's signal as a wish, which training looks at where its state is whole."""
 
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 import pytorch_lightning as pl
+from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning_utilities.core.rank_zero import rank_zero_only
+from pytorch_lightning.utilities.exceptions import SIGTERMException
+
+
+class RequeueException(SIGTERMException):
+    """SLURM's signal before the time limit: stop, and put the job back into its queue."""
+
+
+def requeue_signal(trainer: pl.Trainer) -> int | None:
+    """The signal by which SLURM asks for that; None elsewhere."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
+        return None
+    return environment.requeue_signal if "SLURM_JOB_ID" in os.environ else None
+
+
+def requeue() -> str | None:
+    """Puts the SLURM job of this process back into its queue. Returns what went wrong, if anything."""
+    array, job = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ["SLURM_JOB_ID"]
+    words = ["scontrol", "requeue", job if array is None else f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"]
+    try:
+        subprocess.run(words, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = getattr(error, "stderr", None) or str(error)
+        return f"{' '.join(words)} failed ({' '.join(reason.split())})"
+    return None
 
 
 class StopSignals:
-    """Notes Ctrl-C and SIGTERM instead of breaking off; a second Ctrl-C raises ``KeyboardInterrupt``.
+    """Notes Ctrl-C, SIGTERM and SLURM's signal instead of breaking off; a second Ctrl-C raises ``KeyboardInterrupt``.
 
     Attributes:
         told: number of the signal that asked to stop; None before.
@@ -20,6 +47,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.told: int | None = None
+        self._numbers: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
         self._interrupts, self._process = 0, 0
         self._launched: pl.Trainer | None = None
 
@@ -35,7 +63,9 @@ class StopSignals:
             return
         self.told, self._interrupts, self._launched = None, 0, trainer
         lightnings = trainer._signal_connector
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        again = requeue_signal(trainer)
+        self._numbers = (signal.SIGINT, signal.SIGTERM, *(() if again is None else (again,)))
+        previous = {number: signal.getsignal(number) for number in self._numbers}
         lightnings.register_signal_handlers = _left_out  # type: ignore[method-assign]
         self._listen()
         try:
@@ -52,14 +82,21 @@ class StopSignals:
             self._launched = None
             self._listen()
 
-    def tell(self, told: bool) -> None:
+    @property
+    def requeues(self) -> bool:
+        """Whether it was SLURM's signal."""
+        return self.told not in (None, signal.SIGINT, signal.SIGTERM)
+
+    def tell(self, *, requeue: bool) -> None:
         """Notes that another process was told to stop."""
-        if told and self.told is None:
+        if requeue and not self.requeues:
+            self.told = self._numbers[-1]
+        elif self.told is None:
             self.told = signal.SIGTERM
 
     def _listen(self) -> None:
         self._process = os.getpid()
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in self._numbers:
             signal.signal(number, self._note)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

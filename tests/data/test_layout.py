@@ -1,6 +1,7 @@
 """Trees of images as strangers have them: what is taken for a split, a class, or neither, and what is said of it."""
 
 import os
+import shutil
 import warnings
 
 import numpy as np
@@ -245,7 +246,7 @@ def test_a_png_with_a_flipped_bit_is_noticed_wherever_it_is(tmp_path):
             assert str(tmp_path / "y.png") in str(error)  # noqa: PT017
 
 
-def test_a_kept_listing_is_used_until_a_folder_changes(tmp_path, monkeypatch):
+def test_a_kept_listing_is_used_until_a_folder_or_an_image_changes(tmp_path, monkeypatch):
     from robustfg.data import listing
 
     plant(tmp_path / "tree", "a/1.png", "a/deep/2.png", os.fsdecode(b"b/\xff.png"))
@@ -267,11 +268,27 @@ def test_a_kept_listing_is_used_until_a_folder_changes(tmp_path, monkeypatch):
         assert list(again.paths) == list(first.paths) == ["a/1.png", "a/deep/2.png", os.fsdecode(b"b/\xff.png")]
         assert again.sizes.tolist() == first.sizes.tolist()
         assert (again.folders, dict(again.left_out)) == (first.folders, dict(first.left_out))
+        os.utime(kept, (1, 1))  # the last look at every file was long ago
+        listed(tmp_path / "tree")
+        assert listings == []
+        over, of = tmp_path / "tree" / "a" / "deep" / "2.png", (tmp_path / "tree" / "a" / "deep").stat()
+        with over.open("r+b") as file:  # the same size, in its place
+            file.write(b"other"[: over.stat().st_size])
+        os.utime(kept, (1, 1))
+        with pytest.warns(UserWarning, match=r"tree: 1 image was written over .*'a/deep/2\.png'.* other pixels"):
+            listed(tmp_path / "tree")
+        other = over.with_suffix(".new")
+        shutil.copy2(over, other)
+        other.rename(over)  # same size and time, another file
+        os.utime(over.parent, ns=(of.st_atime_ns, of.st_mtime_ns))
+        os.utime(kept, (1, 1))
+        listed(tmp_path / "tree")
+        assert len(listings) == 2
         plant(tmp_path / "tree", "a/deep/3.png")
         assert len(listed(tmp_path / "tree").paths) == 4
-        assert len(listings) == 1
+        assert len(listings) == 3
         kept.write_bytes(kept.read_bytes()[:100])
         assert len(listed(tmp_path / "tree").paths) == 4
-        assert len(listings) == 2
+        assert len(listings) == 4
     finally:
         listing.KEPT_IN.reset(token)

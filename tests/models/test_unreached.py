@@ -1,25 +1,35 @@
 """No backbone keeps a parameter that its feature map does not depend on."""
 
 import sys
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from robustfg.checkpoint import Checkpoint
+from robustfg.classifier import Classifier
 from robustfg.errors import UserError
-from robustfg.models import Backbone
+from robustfg.models import Backbone, PublishedBackbone
+from robustfg.training import Phase, Phases
+from robustfg.training.callbacks import WarmedEma
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
+from small_classifiers import StoppedAt, data, trainer
+from small_phases import Means
+from toy import SIZE
 from two_ranks import found_by_two
 
 
 @pytest.mark.process
 def test_every_family_and_every_loss_trains_on_two_ranks_that_wait_for_every_gradient(tmp_path):
-    for found in found_by_two("reached_ranks.py", tmp_path):
-        assert {name: error for name, error in found.items() if error} == {}
-        assert len(found) > 30
+    first, second = found_by_two("reached_ranks.py", tmp_path)
+    assert {name: error for name, (_, error) in (first | second).items() if error} == {}
+    assert [name for name, (weights, _) in first.items() if second[name][0] != weights] == []
+    assert len(first) > 35
 
 
 def test_parameters_that_nothing_depends_on_are_left_out():
@@ -40,6 +50,58 @@ def test_older_checkpoints_that_hold_them_are_loaded():
         Checkpoint(Path("old.ckpt"), "checkpoint", {}, (), older | {"network.other": torch.zeros(1)}).load_into(
             backbone
         )
+
+
+@pytest.mark.parametrize(
+    "phases", [None, Phases((Phase(name="one", epochs=2, lr={"means": 0.1}),))], ids=["one", "groups"]
+)
+def test_a_run_whose_checkpoint_holds_them_is_continued_as_if_it_never_had(tmp_path, phases):
+    """In earlier versions the optimizer counted them, and had state for those after them."""
+
+    def trained(path, stop=None, kept=()):
+        torch.manual_seed(0)
+        backbone = Backbone(name="test_convnext", image_size=SIZE)
+        for name in kept:
+            owner, _, key = name.rpartition(".")
+            backbone.get_submodule(owner).register_parameter(key, torch.nn.Parameter(torch.ones(64)))
+        backbone.unreached = () if kept else backbone.unreached
+        model = Classifier(
+            backbone=backbone, loss=Means(channels=64, num_classes=5), num_classes=5, phases=phases,
+            optimizer=partial(torch.optim.AdamW, lr=0.01),
+        )  # fmt: skip
+        loop = trainer(
+            precision="32-true", limit_train_batches=2, callbacks=[StoppedAt(path, stop), WarmedEma(decay=0.9)]
+        )
+        with suppress(SIGTERMException):
+            loop.fit(model, data(), ckpt_path=path if path.exists() else None, weights_only=True)
+        return model.state_dict(), loop.global_step
+
+    unused = Backbone(name="test_convnext", image_size=SIZE).unreached
+    whole, _ = trained(tmp_path / "whole.ckpt")
+    older, steps = trained(tmp_path / "older.ckpt", stop=2, kept=unused)
+    assert steps == 2
+    assert {f"backbone.{name}" for name in unused} == older.keys() - whole.keys()
+    continued, steps = trained(tmp_path / "older.ckpt")
+    assert steps == 4
+    assert continued.keys() == whole.keys()
+    assert [name for name, value in whole.items() if not torch.equal(value, continued[name])] == []
+
+
+def test_of_a_network_whose_features_are_class_tokens_alone_the_patches_are_taken():
+    """Each position follows most what it shows, or a head that looks at positions would see none."""
+    backbone = Backbone(name="pit_ti_distilled_224", image_size=64, options={"depth": [1, 1, 1]}).eval()
+    assert (backbone.channels, backbone.map_size) == (256, [2, 2])
+    image = torch.rand(1, 3, 64, 64)
+    changed = image.clone()
+    changed[:, :, :20, :20] = 1 - image[:, :, :20, :20]
+    with torch.no_grad():
+        (patches,) = backbone.network.forward_intermediates(
+            backbone.normalise(image), indices=1, intermediates_only=True
+        )
+        assert torch.allclose(backbone(image).permute(0, 2, 3, 1), backbone.network.norm(patches.permute(0, 2, 3, 1)))
+        moved = (backbone(changed) - backbone(image)).square().sum(1)[0]
+    assert moved.argmax() == 0
+    assert PublishedBackbone(name="pit_ti_224", image_size=224, num_classes=1000).map_size == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["coat_tiny", "efficientvim_m1"])
