@@ -140,7 +140,7 @@ def test_the_suite_and_its_checks_are_the_same_with_and_without_detectors(run, c
     names = [check["name"] for check in plain["checks"]]
     assert run.summary["checks"][: len(names)] == plain["checks"]
     assert {check["name"] for check in run.summary["checks"][len(names) :]} == {
-        "split_hygiene", "detector_graph", "adaptive_dominates", "realised_fpr", "half_epsilon", "joint_reference",
+        "detector_hygiene", "detector_graph", "adaptive_dominates", "realised_fpr", "half_epsilon", "joint_reference",
         "effort",
     }  # fmt: skip
     assert plain["verdict"] == run.summary["verdict"]
@@ -321,7 +321,7 @@ def test_calibrating_on_what_was_fitted_on_makes_the_claim_invalid(classifier, t
     found = detection("energy", black_box=False)
     summary = evaluate(classifier, tmp_path, data=data, checks=5, detection=found)
     assert summary["detection"]["detectors"]["energy"]["verdict"] == "invalid"
-    assert {c["name"]: c["status"] for c in summary["checks"]}["split_hygiene"] == "fail"
+    assert {c["name"]: c["status"] for c in summary["checks"]}["detector_hygiene"] == "fail"
 
 
 @pytest.mark.parametrize("name", MAKE)
@@ -342,7 +342,7 @@ def test_a_training_image_is_found_in_the_test_folder(classifier, tmp_path, name
         told = evaluate(
             classifier, tmp_path / run, data=data, checks=1, detection=detection(name, black_box=False, steps=1)
         )
-        return {check["name"]: check for check in told["checks"]}["split_hygiene"], data.keys("train")
+        return {check["name"]: check for check in told["checks"]}["detector_hygiene"], data.keys("train")
 
     found, train = hygiene("clean")
     assert (found["status"], found["count"], found["n"]) == ("pass", 0, 120)

@@ -58,9 +58,20 @@ def finite_difference(model: Classify, batch: Batch, step: float = 0.01) -> Tens
 
 
 @torch.no_grad()
-def deterministic(model: Classify, batch: Batch, repeats: int = 3) -> Tensor:
-    """Whether repeated forwards agree to 1e-4 of the logits' length, ``(B,)``."""
-    logits = torch.stack([model(batch.image.clone()).logits.double() for _ in range(repeats)])
+def deterministic(model: Classify, batch: Batch) -> Tensor:
+    """Whether the answers to an image agree to 1e-4 of the logits' length, ``(B,)``.
+
+    Asked twice, in another order, beside other images, and with gradients, as a search asks.
+    """
+    image = batch.image
+    beside = torch.cat([1 - image, image])
+    with attackable(model):
+        searched = model(image.clone().requires_grad_()).logits.detach()
+    answers = [
+        *(model(image.clone()).logits for _ in range(2)), model(image.flip(0)).logits.flip(0),
+        model(beside).logits[len(image) :], searched,
+    ]  # fmt: skip
+    logits = torch.stack([answer.double() for answer in answers])
     logits = logits.masked_fill(logits == -torch.inf, 0)  # classes left out
     spread = (logits - logits[0]).norm(dim=2).amax(0)
     agree: Tensor = spread <= (1e-4 * logits[0].norm(dim=1)).clamp_min(1e-12)
