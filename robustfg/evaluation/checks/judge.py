@@ -130,7 +130,8 @@ def _same_clean(table: pa.Table, facts: Facts) -> Check:
 def _determinism(table: pa.Table) -> Check:
     agree = column(_chosen(table, [DETERMINISM]), "correct").astype(bool)
     whole = len(agree) == _size(table)
-    return counted_check("determinism", int((~agree).sum()), len(agree), "repeated forwards agree", everything=whole)
+    detail = "answers agree: asked again, beside other images and with gradients"
+    return counted_check("determinism", int((~agree).sum()), len(agree), detail, everything=whole)
 
 
 def _finite_difference(table: pa.Table) -> Check:

@@ -57,27 +57,6 @@ def finite_difference(model: Classify, batch: Batch, step: float = 0.01) -> Tens
     return (ratio > 0.5) & (ratio < 2)
 
 
-@torch.no_grad()
-def deterministic(model: Classify, batch: Batch) -> Tensor:
-    """Whether the answers to an image agree to 1e-4 of the logits' length, ``(B,)``.
-
-    Asked twice, in another order, beside other images, and with gradients, as a search asks.
-    """
-    image = batch.image
-    beside = torch.cat([1 - image, image])
-    with attackable(model):
-        searched = model(image.clone().requires_grad_()).logits.detach()
-    answers = [
-        *(model(image.clone()).logits for _ in range(2)), model(image.flip(0)).logits.flip(0),
-        model(beside).logits[len(image) :], searched,
-    ]  # fmt: skip
-    logits = torch.stack([answer.double() for answer in answers])
-    logits = logits.masked_fill(logits == -torch.inf, 0)  # classes left out
-    spread = (logits - logits[0]).norm(dim=2).amax(0)
-    agree: Tensor = spread <= (1e-4 * logits[0].norm(dim=1)).clamp_min(1e-12)
-    return agree
-
-
 def unbounded_attack() -> Attack:
     """PGD at epsilon 0.5 from the clean image: nothing can withstand it, so a survivor betrays a masked gradient."""
     return GradientAttack(name=UNBOUNDED, threat=Linf(epsilon=0.5), step=Steepest(size="eps/10"), steps=20)
