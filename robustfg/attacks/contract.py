@@ -130,12 +130,12 @@ def steady(ask: Callable[[Tensor], Output | Tensor], image: Tensor, share: float
     """
 
     def logits(picture: Tensor) -> Tensor:
-        return logits_of(ask(picture)).detach().double()
+        return logits_of(ask(picture)).detach().to(torch.float64, copy=True)
 
     beside = torch.cat([1 - image[:1], image])
     answers = [logits(image.clone()), logits(image.clone()), logits(image.flip(0)).flip(0), logits(beside)[1:]]
     with torch.enable_grad():
-        answers.append(logits(image.clone().requires_grad_()))
+        answers.append(logits(image.clone().requires_grad_().clone()))  # no leaf, which cannot be written over
     found = torch.stack(answers)
     found = found.masked_fill(found == -torch.inf, 0)  # classes left out
     spread = (found - found[0]).norm(dim=2).amax(0)

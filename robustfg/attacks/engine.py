@@ -277,8 +277,8 @@ class Run:
 
 
 def _whole(value: Tensor) -> Tensor:
-    """In float32 where it was in half precision, and fit for autograd."""
-    value = value.clone() if value.is_inference() else value
+    """In float32 where it was in half precision, fit for autograd, and none that a model may write over later."""
+    value = value.clone() if value.is_inference() or value.dim() <= 2 else value  # maps are large, and read at once
     return value.float() if value.dtype in DTYPES.values() else value
 
 
