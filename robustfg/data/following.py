@@ -51,10 +51,12 @@ def follow(data: DataModule, stored: Splits, *, whole: Sequence[str] = ()) -> No
     if new := [key for part in own.members.values() for key in part.keys if key not in known]:
         remarks.append(f"In no split: {several(new, 'images')} new since the run began.")
     data.take(stored, positions, remarks)
-    for name, part in (data.trained or {}).items():
+    trained = data.training_images()
+    for name in trained:
         if gone := [stored.members[name].keys[place] for place in np.flatnonzero(places[name] < 0).tolist()]:
             lacking = f"{len(gone):,} {name} images of the run are gone"
-            data.trained = (data.trained or {}) | {name: replace(part, names=gone, lacking=lacking)}
+            trained[name] = replace(trained[name], names=gone, lacking=lacking)
+    data.trained = trained
     for name, part in stored.members.items():
         if changed := _changed(data, name, part):
             data.changed[name] = len(changed)
