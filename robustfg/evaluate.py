@@ -58,6 +58,7 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
     if config["checkpoint"] is None:
         data = assemble.data_of(config)
         data.trained = None  # by its publisher, on what nobody here knows
+        data.remarks.append("Which images the model was trained on is not known: the verdict is about the attacks.")
         classifier = assemble.published_classifier_of(config, data.classes)
     else:
         checkpoint = Checkpoint.read(config["checkpoint"])

@@ -12,7 +12,7 @@ from robustfg.data.annotations import origin_of
 from robustfg.data.datamodule import DataModule
 from robustfg.data.files import FileSplit
 from robustfg.data.following import follow
-from robustfg.data.hygiene import Images
+from robustfg.data.hygiene import Trained
 from robustfg.data.stored import Members, Splits, several
 from robustfg.errors import UserError
 
@@ -30,6 +30,7 @@ def follow_run(data: DataModule, last: Path, option: str) -> None:
     stored = splits_of(checkpoint)
     if stored is not None:
         follow(data, stored, whole=("train", "val"))
+        _add_earlier(data, checkpoint)
     elif not _as_recorded(data, checkpoint):
         raise _changed(checkpoint)
 
@@ -55,12 +56,14 @@ def follow_checkpoint(data: DataModule, checkpoint: Checkpoint, node: Node, *, c
             data.trained = {}
     elif _shared(data, stored) or not chosen:
         follow(data, stored)
+        _add_earlier(data, checkpoint)
         before = _recipe(checkpoint.config["data"])
         for option, typed in _recipe(node).items():
             if chosen and typed != before.get(option):
                 data.remarks.append(f"The run's own splits are used, not those that data.{option} would draw.")
     else:
-        data.trained = _images_of(stored, checkpoint)
+        data.trained = _trained_of(data, stored, checkpoint)
+        _add_earlier(data, checkpoint)
         data.remarks.append("No image of the run is among these: they are other data than it was trained on.")
 
 
@@ -77,16 +80,13 @@ def follow_start(data: DataModule, node: Node, start: Checkpoint) -> None:
     """
     stored = splits_of(start)
     if stored is None:
-        if _as_recorded(data, start) is not True:
-            data.trained = {}
+        _add_earlier(data, start, itself=True)
         return
     known = _shared(data, stored)
     own = data.splits().members["test"]
     leaked = [key for key in own.keys if known.get(key, "test") != "test"]
     if not leaked:
-        if not known:
-            theirs = {f"{name} of init_from": images for name, images in _images_of(stored, start).items()}
-            data.trained = (data.trained or {}) | theirs
+        _add_earlier(data, start, itself=True)
         return
     differing = [
         option for option, value in _recipe(node).items() if value != _recipe(start.config["data"]).get(option)
@@ -97,6 +97,7 @@ def follow_start(data: DataModule, node: Node, start: Checkpoint) -> None:
             f"data.{differing[0]} as it was there"
         )
     follow(data, stored)
+    _add_earlier(data, start, itself=True)
 
 
 def splits_of(checkpoint: Checkpoint) -> Splits | None:
@@ -135,22 +136,62 @@ def _by_key(members: Mapping[str, Members]) -> dict[str, int | None]:
     return {key: size for part in members.values() for key, size in _sized(part)}
 
 
-def _images_of(stored: Splits, checkpoint: Checkpoint) -> dict[str, Images]:
-    """The files that a run was trained on, where they still lie where they lay."""
+def _trained_of(data: DataModule, stored: Splits, checkpoint: Checkpoint) -> dict[str, Trained]:
+    """What a run was trained on: by name where it is of the data at hand, else the files that lie where they lay."""
+    parts = {name: stored.members[name] for name in ("train", "val")}
+    if _shared(data, stored):
+        return {name: Trained(names=part.keys) for name, part in parts.items()}
+    if stored.origin is not None or any(part.sizes is None for part in parts.values()):
+        return {name: Trained(lacking=f"{name} images of other data are not at hand") for name in parts}
     root = checkpoint.config["data"].get("root")
-    if not isinstance(root, str) or not Path(root).expanduser().is_dir():
-        return {}
-    folder = Path(root).expanduser()
-    found: dict[str, Images] = {}
-    for name in ("train", "val"):
-        part = stored.members[name]
-        inside = [k for k in part.keys if not Path(k).is_absolute() and ".." not in Path(k).parts]
-        if part.sizes is None or len(inside) < len(part.keys):
-            continue
-        there = np.array([(folder / key).is_file() for key in part.keys], bool)
-        sizes = np.where(there, part.sizes, -1)
-        found[name] = FileSplit(folder, part.keys, part.labels, known_sizes=sizes), np.flatnonzero(there)
+    folder = Path(root if isinstance(root, str) else "").expanduser()
+    found: dict[str, Trained] = {}
+    for name, part in parts.items():
+        assert part.sizes is not None
+        sizes = np.array([_size_of(folder, key) if isinstance(root, str) else -1 for key in part.keys], np.int64)
+        there = sizes == part.sizes
+        gone = [key for key, here in zip(part.keys, there.tolist(), strict=True) if not here]
+        images = FileSplit(folder, part.keys, part.labels, known_sizes=sizes), np.flatnonzero(there)
+        lacking = f"{len(gone):,} {name} images no longer lie in {root} as they were" if gone else ""
+        found[name] = Trained(images, gone, lacking, elsewhere=True)
     return found
+
+
+def _size_of(folder: Path, key: str) -> int:
+    """Bytes of a file below a folder, as a checkpoint names it; -1 where there is none."""
+    if Path(key).is_absolute() or ".." in Path(key).parts:
+        return -1
+    try:
+        return (folder / key).stat().st_size
+    except (OSError, ValueError):
+        return -1
+
+
+def _add_earlier(data: DataModule, checkpoint: Checkpoint, *, itself: bool = False) -> None:
+    """Adds what the runs were trained on whose weights a checkpoint's run began with, one after another."""
+    known: set[str] = set()
+    while True:
+        if itself:
+            theirs = {f"{name} of {checkpoint.path}": part for name, part in _trained_before(data, checkpoint).items()}
+            data.trained = (data.trained or {}) | theirs
+        itself, path = True, checkpoint.config.get("init_from")
+        if path is None or str(path) in known:
+            return
+        known.add(str(path))
+        try:
+            checkpoint = Checkpoint.read(str(path), "init_from")
+        except UserError:
+            lacking = f"the run began with init_from={path}, which is gone with the names of its training images"
+            data.trained = (data.trained or {}) | {"init_from": Trained(lacking=lacking)}
+            return
+
+
+def _trained_before(data: DataModule, start: Checkpoint) -> dict[str, Trained]:
+    stored = splits_of(start)
+    if stored is not None:
+        return _trained_of(data, stored, start)
+    recorded = _as_recorded(data, start) is True
+    return {} if recorded else {"all": Trained(lacking=f"{start.path} has kept no names of its training images")}
 
 
 def _recipe(node: Node) -> dict[str, Any]:

@@ -99,7 +99,8 @@ def test_files_that_come_and_go_move_no_image_into_the_test(copy, tmp_path, caps
     shutil.copy(root / splits["train"][1], root / "wren" / "copy.png")
     found, summary = told(checkpoint, tmp_path / "e", data=(f"data.root={root}",))
     assert summary["n"] == found["n"] == len(splits["test"]) - 1
-    assert hygiene(summary)["count"] == 0
+    assert (hygiene(summary)["count"], hygiene(summary)["status"]) == (0, "inconclusive")
+    assert "1 train images of the run are gone" in hygiene(summary)["detail"]
     assert any(gone in remark for remark in summary["remarks"])
     assert any("10 images (" in remark and "In no split" in remark for remark in summary["remarks"])
     assert gone in (tmp_path / "e" / "robustness" / "report.html").read_text()
@@ -208,6 +209,10 @@ def test_a_run_that_starts_from_another_tests_on_nothing_that_one_was_trained_on
     with pytest.raises(UserError, match=r"init_from=.* leave data\.source\.test_fraction as it was"):
         run_of(root, tmp_path / "third", start, "data.source.test_fraction=0.6")
     assert not (tmp_path / "third").exists()
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    _, summary = told(tmp_path / "second" / "checkpoints" / "best.ckpt", tmp_path / "e", data=(f"data.root={root}",))
+    assert hygiene(summary)["status"] == "inconclusive"
+    assert "best.ckpt, which is gone with the names of its training images" in hygiene(summary)["detail"]
 
 
 def test_runs_of_earlier_versions_are_evaluated_where_nothing_has_changed(copy, tmp_path):

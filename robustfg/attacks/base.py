@@ -1,5 +1,6 @@
 """The interface of every attack."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -9,13 +10,16 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.acceptance import Reading
-from robustfg.attacks.contract import checked, classes_of, warn_of_attempts
+from robustfg.attacks.contract import checked, classes_of, steady, warn_of_attempts, warn_of_moods
 from robustfg.attacks.engine import Engine
-from robustfg.attacks.freeze import Model
+from robustfg.attacks.freeze import AsItIs, Model
 from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.settings import object_settings, settings_of
 from robustfg.attacks.threat import Threat
 from robustfg.errors import UserError
+
+TRIED = 4
+"""Images on which a model is asked whether it always answers alike."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,7 @@ class Attack(ABC):
         """The image with the smallest margin over all restarts, per sample; arguments as for ``attempts``.
 
         Warns once, a line each, of what an evaluation checks: gradients that are zero or not finite, logits that are
-        not, probabilities, buffers that change in eval mode.
+        not, probabilities, buffers that change in eval mode, answers that change.
         """
         best: Attempt | None = None
         for attempt in self.attempts(model, image, label, index, draw=draw):
@@ -229,4 +233,16 @@ class Attack(ABC):
                 dead = dead | attempt.dead_gradient
         assert best is not None
         warn_of_attempts(dead, best.margin)
+        if not draw:  # a training asks at every step
+            self._try_moods(model, image[:TRIED])
         return best.image
+
+    @torch.inference_mode(False)
+    def _try_moods(self, model: Model, image: Tensor) -> None:
+        """Warns of a model that does not always answer alike; one whose answers are averaged need not."""
+        if isinstance(model, AsItIs) or self.asking.samples > 1 or not len(image):
+            return
+        agree = torch.ones(0, dtype=torch.bool)
+        with contextlib.suppress(Exception), self.asking.running(model, image, key=("moods",), passes=1) as run:
+            agree = steady(run.once, image.clone(), share=0.05)  # half precision rounds
+        warn_of_moods(agree)

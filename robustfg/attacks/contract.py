@@ -1,12 +1,13 @@
 """What an attack asks of the samples it is handed and of the model's answers."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from robustfg.errors import UserError
-from robustfg.types import Output
+from robustfg.types import Output, logits_of
 
 
 def classes_of(image: Tensor, label: Tensor, index: Tensor | None = None) -> int:
@@ -112,6 +113,43 @@ def warn_of_answers(logits: Tensor) -> None:
         warnings.warn(
             f"the model's logits of {int(broken.sum())} of {len(logits)} images are NaN or infinite: NaN counts as "
             "wrong, and where they are infinite the attack has no gradient",
+            stacklevel=3,
+        )
+
+
+@torch.no_grad()
+def steady(ask: Callable[[Tensor], Output | Tensor], image: Tensor, share: float = 1e-4) -> Tensor:
+    """Whether the logits of every image agree, ``(B,)``.
+
+    The model is asked twice, in another order, beside another image, and with gradients, as a search asks.
+
+    Args:
+        ask: a model in eval mode.
+        image: ``(B, C, H, W)``, not empty.
+        share: of the logits' length that they may differ by.
+    """
+
+    def logits(picture: Tensor) -> Tensor:
+        return logits_of(ask(picture)).detach().to(torch.float64, copy=True)
+
+    beside = torch.cat([1 - image[:1], image])
+    answers = [logits(image.clone()), logits(image.clone()), logits(image.flip(0)).flip(0), logits(beside)[1:]]
+    with torch.enable_grad():
+        answers.append(logits(image.clone().requires_grad_().clone()))  # no leaf, which cannot be written over
+    found = torch.stack(answers)
+    found = found.masked_fill(found == -torch.inf, 0)  # classes left out
+    spread = (found - found[0]).norm(dim=2).amax(0)
+    agree: Tensor = spread <= (share * found[0].norm(dim=1)).clamp_min(1e-12)
+    return agree | found[0].isnan().any(1)  # which is reported elsewhere
+
+
+def warn_of_moods(agree: Tensor) -> None:
+    """Says that a model does not always answer alike, ``agree`` ``(n,)`` of some images."""
+    if not bool(agree.all()):
+        warnings.warn(
+            f"the model's logits of {int((~agree).sum())} of {len(agree)} images differ when it is asked again, beside "
+            "other images or with gradients: a search learns little from it, and what fools it now may not fool it "
+            "later",
             stacklevel=3,
         )
 

@@ -242,9 +242,9 @@ class Run:
             return torch.compile(model, dynamic=False, mode=None if engine.compile is True else engine.compile)
         return copy or (model if engine.half else None)
 
-    def _given(self, image: Tensor) -> Tensor:
-        """An image of the model's own."""
-        return image.clone() if self._type is None else image.to(self._type)
+    def _given(self, image: Tensor, layout: torch.memory_format = torch.contiguous_format) -> Tensor:
+        """Images of the model's own, in the usual layout, whatever that of gradients is."""
+        return image.clone(memory_format=layout) if self._type is None else image.to(self._type, memory_format=layout)
 
     def _quickly(self, image: Tensor) -> Output | Tensor:
         if self._quick is None:
@@ -260,7 +260,7 @@ class Run:
             return self._own(image)
 
     def _searched(self, quick: Model, image: Tensor) -> Output | Tensor:
-        half, given = self.engine.half, self._given(image)
+        half, given = self.engine.half, self._given(image, torch.preserve_format)
         compiled = self.engine.compile and not isinstance(quick, Recorded)
         if compiled and given.requires_grad:
             # A CUDA graph writes its next gradient over this one, and its next answer.
@@ -277,8 +277,8 @@ class Run:
 
 
 def _whole(value: Tensor) -> Tensor:
-    """In float32 where it was in half precision, and fit for autograd."""
-    value = value.clone() if value.is_inference() else value
+    """In float32 where it was in half precision, fit for autograd, and none that a model may write over later."""
+    value = value.clone() if value.is_inference() or value.dim() <= 2 else value  # maps are large, and read at once
     return value.float() if value.dtype in DTYPES.values() else value
 
 

@@ -241,7 +241,7 @@ class Victim:
         everyone = torch.arange(len(self.label), device=self.label.device)
         self._referee.conclude(everyone, self.label, self.decision, self._ledger)
         found = self._ledger.all()
-        return found.image, found.margin, found.first, found.forwards, found.backwards, found.dead
+        return found.image.contiguous(), found.margin, found.first, found.forwards, found.backwards, found.dead
 
     @property
     def doubted(self) -> Tensor:

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
 
 from robustfg.data.annotations import WithFiles, origin_of
-from robustfg.data.hygiene import Images
+from robustfg.data.hygiene import Trained
 from robustfg.data.sampler import EpochSampler, ExactDistributedSampler
 from robustfg.data.samples import FitSquare, Samples, Transform
 from robustfg.data.source import Source, Split
@@ -45,8 +45,8 @@ class DataModule(pl.LightningDataModule):
 
     Attributes:
         evaluated: the split that ``trainer.test`` reads.
-        trained: where the images lie that the model was trained or chosen on, as splits and positions by name; by
-            default ``"train"`` and ``"val"``. Empty where they are not at hand; None where none are known.
+        trained: the images that the model was trained or chosen on, by split; by default ``"train"`` and ``"val"``.
+            Empty where a run of ours has kept no record of them; None for a model that is no run's.
         changed: by split, how many files are not what they were when the run began.
         remarks: what must be read together with results on these samples.
     """
@@ -90,7 +90,7 @@ class DataModule(pl.LightningDataModule):
         self.evaluated = "test"
         self.stored: Splits | None = None
         self.remarks: list[str] = []
-        self.trained: dict[str, Images] | None = self.training_images()
+        self.trained: dict[str, Trained] | None = self.training_images()
         self.changed: dict[str, int] = {}
         self._described: dict[str, dict[str, object]] = {}
         self._batches_seen = 0
@@ -132,9 +132,9 @@ class DataModule(pl.LightningDataModule):
         members = {name: members_of(self.split_of(name), positions) for name, positions in whole.items()}
         return Splits(self.classes, origin_of(self.source), self.source.val is None, members)
 
-    def training_images(self) -> dict[str, Images]:
-        """Where the images of ``"train"`` and ``"val"`` lie."""
-        return {name: (self.split_of(name), self.positions[name]) for name in ("train", "val")}
+    def training_images(self) -> dict[str, Trained]:
+        """The images of ``"train"`` and ``"val"``."""
+        return {name: Trained((self.split_of(name), self.positions[name])) for name in ("train", "val")}
 
     def refuse_small(self, world: int, splits: Sequence[str]) -> None:
         """Raises ``UserError`` where a split has fewer samples than there are processes, or train lacks a class."""

@@ -1,6 +1,7 @@
 """A data module that takes the splits of a run, whatever files have come or gone since."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -50,6 +51,12 @@ def follow(data: DataModule, stored: Splits, *, whole: Sequence[str] = ()) -> No
     if new := [key for part in own.members.values() for key in part.keys if key not in known]:
         remarks.append(f"In no split: {several(new, 'images')} new since the run began.")
     data.take(stored, positions, remarks)
+    trained = data.training_images()
+    for name in trained:
+        if gone := [stored.members[name].keys[place] for place in np.flatnonzero(places[name] < 0).tolist()]:
+            lacking = f"{len(gone):,} {name} images of the run are gone"
+            trained[name] = replace(trained[name], names=gone, lacking=lacking)
+    data.trained = trained
     for name, part in stored.members.items():
         if changed := _changed(data, name, part):
             data.changed[name] = len(changed)

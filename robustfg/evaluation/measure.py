@@ -56,13 +56,13 @@ def verdicts(model: Classify, image: Tensor, label: Tensor, regions: Regions | N
         if bool(score.isnan().any()):
             raise UserError(f"detector.{name}: its score of an image is NaN, which no threshold accepts or rejects")
     found = {
-        "logits": output.logits,
-        "embedding": output.embedding,
+        "logits": output.logits.clone(),  # the model may answer in one buffer every time
+        "embedding": output.embedding.clone(),
         "prediction": output.logits.argmax(1),
         "margin": decision_margin(output.logits, label),
         "anomaly": model.anomaly(output),
         **softmax_scores(output.logits, label),
-        **{SCORE + name: score for name, score in output.scores.items()},
+        **{SCORE + name: score.clone() for name, score in output.scores.items()},
         **(localise(maps, regions) if regions is not None else {}),
     }
     near = found["margin"].abs() < borderline(logits.masked_fill(logits.isinf(), 0).abs().amax(1))

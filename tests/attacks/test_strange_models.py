@@ -15,6 +15,8 @@ import pytest
 import torch
 from test_folding import Plain, images
 from torch import nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 from robustfg.attacks import (
     APGD,
@@ -33,8 +35,9 @@ from robustfg.attacks import (
     TargetedDLR,
     TopClasses,
 )
+from robustfg.attacks.contract import steady
 from robustfg.errors import UserError
-from robustfg.evaluation.checks.probes import deterministic, finite_difference
+from robustfg.evaluation.checks.probes import finite_difference
 from robustfg.evaluation.measure import verdicts
 from robustfg.types import Batch, Output, decision_margin
 
@@ -182,6 +185,69 @@ class Scaled(nn.Module):
         return self.net(image) * self.scale
 
 
+class Buffered(nn.Module):
+    """Answers in one tensor every time, of another layout and type, and spoils the one before where it cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.answer, self.last = net(), torch.zeros(5, 64, dtype=torch.float64), None
+
+    def forward(self, image):
+        if self.last is not None:
+            self.last.detach().zero_()
+        logits = self.net(image)
+        if not logits.requires_grad:
+            self.answer[:, : len(image)] = logits.T
+            return self.answer[:, : len(image)].T
+        self.last = logits
+        return logits.double()
+
+
+class Particular(nn.Module):
+    """Answers wrongly to images in another layout, of another type, or that have been written over."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def forward(self, image):
+        usual = image.is_contiguous() and image._version == 0 and image.dtype == torch.float32
+        return self.net(image).roll(0 if usual else 1, 1)
+
+
+class Evasive(nn.Module):
+    """Has a ``__call__`` of its own, the attributes of its net, and a part that is checkpointed."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = net()
+
+    def __getattr__(self, name):
+        own = name.startswith("_") or name in ("net", "training")
+        return super().__getattr__(name) if own else getattr(super().__getattr__("net"), name)
+
+    def __call__(self, image):
+        return checkpoint(self.net, image, use_reentrant=False) * 2
+
+    def forward(self, image):
+        raise AssertionError
+
+
+class Parametrised(nn.Module):
+    """Its weights are made in every pass, and two convolutions share theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.norm = net(), nn.BatchNorm2d(3).eval()
+        self.one, self.other = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.other.weight = self.one.weight
+        parametrizations.weight_norm(self.net[0])
+        parametrizations.spectral_norm(self.net[-1])
+
+    def forward(self, image):
+        return self.net(image + 0.3 * self.norm(self.other(self.one(image))))
+
+
 def hooked():
     model = net()
     model[2].register_forward_hook(lambda module, inputs, output: output * 0.7)
@@ -238,6 +304,10 @@ MODELS = {
     "uncopied": lambda: Uncopied().centred(),
     "masked": Masked,
     "inside": Inside,
+    "buffered": Buffered,
+    "particular": Particular,
+    "evasive": Evasive,
+    "parametrised": lambda: Parametrised().eval(),
     "large": lambda: Scaled(1e30),
     "small": lambda: Scaled(1e-30),
 }
@@ -299,7 +369,7 @@ def test_strange_models_are_broken_as_plain_pgd_breaks_them(name):
             (found[attack],) = made.attempts(model, image, label)
             assert torch.equal(image, kept)
     for attribute, value in held.items():
-        assert vars(model)[attribute] is value or attribute == "seen", attribute
+        assert vars(model)[attribute] is value or attribute in ("seen", "last"), attribute
     assert held.keys() == vars(model).keys() if held else True
     for attack, attempt in found.items():
         fooled = predicted(model, attempt.image) != label
@@ -438,6 +508,65 @@ def test_what_makes_an_attack_prove_little_is_told_once_a_call(change, message, 
     assert all("\n" not in str(warning.message) for warning in told)
 
 
+class Moody(nn.Module):
+    """Answers by something that is not in the image."""
+
+    def __init__(self, mood):
+        super().__init__()
+        self.net, self.mood, self.calls = net(), mood, 0
+
+    def forward(self, image):
+        self.calls += 1
+        return self.net(image).roll(int(self.mood(self, image)), 1)
+
+
+MOODS = {
+    "grad mode": lambda model, image: torch.is_grad_enabled(),
+    "requires grad": lambda model, image: image.requires_grad,
+    "size of the batch": lambda model, image: len(image) % 2,
+    "company": lambda model, image: image[0].mean() < 0.5,
+    "calls": lambda model, image: model.calls % 2,
+    "random": lambda model, image: torch.rand(()) < 0.5,
+}
+
+
+@pytest.mark.parametrize("mood", MOODS)
+def test_a_model_that_does_not_always_answer_alike_is_told(mood):
+    model, image = Moody(MOODS[mood]).eval(), images(COUNT, seed=3).sort(0).values
+    with pytest.warns(UserWarning, match="differ when it is asked again, beside other images or with gradients"):
+        ATTACKS["pgd"](model, image, model(image).argmax(1))
+    agree = steady(model, image)
+    assert mood == "random" or not agree.all()
+
+
+def test_answers_that_agree_but_for_rounding_are_steady():
+    image = images(COUNT, seed=3)
+    for model in (net(), Says(lambda logits: logits.log_softmax(1)), Masked(), Scaled(1e30), Scaled(1e-30)):
+        assert steady(model.eval(), image).all()
+    assert steady(Says(lambda logits: logits * torch.nan), image).all(), "reported elsewhere"
+
+
+def test_a_checkpoint_without_gradients_is_refused_in_one_line_and_a_hook_that_raises_leaves_no_trace():
+    reentrant = Says(lambda logits: logits)
+    reentrant.forward = lambda image: checkpoint(reentrant.net, image, use_reentrant=True)
+    with pytest.raises(UserError, match="use_reentrant=False"):
+        ATTACKS["apgd"](reentrant.eval(), images(4), torch.zeros(4, dtype=torch.int64))
+    model, calls = Says(lambda logits: logits).train(), []
+
+    def raises(module, inputs, output):
+        calls.append(1)
+        if len(calls) > 3:
+            raise RuntimeError("no more")
+
+    model.net[2].register_forward_hook(raises)
+    for attack in ATTACKS.values():
+        calls.clear()
+        with pytest.raises(RuntimeError, match="no more"):
+            attack(model, images(4), torch.zeros(4, dtype=torch.int64))
+        assert all(part.training for part in (model, model.net))
+        assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_a_forward_pass_without_gradients_is_told_and_attacked_without_them(mode):
     model, image = Inference(mode).eval(), images(COUNT, seed=3)
@@ -496,7 +625,7 @@ def test_an_evaluation_takes_classes_left_out_as_none_and_keeps_its_images():
     assert torch.equal(found["prediction"], expected.argmax(1))
     assert not found["borderline"].all()
     batch = Batch(image, label, label)
-    assert deterministic(model, batch).all()
+    assert steady(model, image).all()
     assert finite_difference(model, batch).float().mean() > 0.5
     assert torch.equal(image, kept)
 

@@ -10,7 +10,7 @@ from torch import nn
 from toy import data_module, evaluate, row, suite
 
 from robustfg.attacks import APGD, L1, L1APGD, L2, CrossEntropy, GradientAttack, Linf, Margin, Steepest
-from robustfg.evaluation.checks import Facts, counted_check
+from robustfg.evaluation.checks import Facts, counted_check, judge, verdict
 from robustfg.evaluation.checks.probes import largest_balls, reference_attacks
 from robustfg.evaluation.records import CLEAN, table_of
 from robustfg.evaluation.remarks import remarks_of
@@ -212,3 +212,65 @@ def test_a_suite_of_one_step_attacks_is_not_compared_with_itself(classifier, tmp
     assert (found["status"], found["n"]) == ("inconclusive", 0)
     assert "every attack of the suite takes one step only" in found["detail"]
     assert summary["verdict"] == "upper bound, unverified"
+
+
+def judged(rows, attacks, facts=None):
+    n = sum(r["attack"] == CLEAN for r in rows)
+    return {check.name: check for check in judge(table_of(rows), attacks, facts or Facts(0, 0, n))}
+
+
+def given(*units, n=40):
+    """Rows of as many right samples: of every attack its name, which samples it breaks, and what else its rows hold."""
+    rows = [row(i, CLEAN, 0, True, forwards=1, backwards=0) for i in range(n)]
+    return rows + [row(i, name, 0, i not in broken, **extra) for name, broken, extra in units for i in range(n)]
+
+
+LINF, EUCLID = suite()["pgd"], suite(threat=L2(epsilon=3.0))["pgd"]
+HALF, FREE = range(20), {"backwards": 0}
+
+
+def test_a_perturbation_without_a_size_is_outside_the_budget():
+    for norm, status in ((0.03, "pass"), (0.04, "fail"), (float("nan"), "fail")):
+        assert judged(given(("pgd", (), {"norm": norm})), {"pgd": LINF})["budget"].status == status
+
+
+def test_samples_on_the_border_excuse_no_difference_of_the_clean_accuracies():
+    for near, differing, status in ((0, 0, "pass"), (0, 1, "fail"), (40, 0, "pass"), (40, 20, "inconclusive")):
+        rows = [r | {"borderline": r["index"] < near} for r in given(("pgd", (), {}))]
+        assert judged(rows, {"pgd": LINF}, Facts(0, 0, 40 - differing))["same_clean"].status == status
+
+
+def test_samples_that_are_wrong_when_clean_do_not_dilute_saturation():
+    rows = [row(i, CLEAN, 0, i < 30, margin=100.0 if i < 30 else -1.0) for i in range(6_000)]
+    found = judged(rows, only_cross_entropy())["saturation"]
+    assert (found.status, found.count, found.n) == ("fail", 30, 30)
+
+
+def test_a_sample_that_several_one_step_attacks_break_counts_once():
+    fast = suite()["fgsm"]
+    attacks = {"a": fast, "b": replace(fast, threat=Linf(epsilon="4/255")), "pgd": LINF}
+    found = judged(given(("a", range(40), {}), ("b", range(40), {}), ("pgd", (), {})), attacks)["one_step"]
+    assert (found.status, found.count, found.n) == ("fail", 40, 40)
+
+
+@pytest.mark.parametrize(("kind", "extra"), [("reference", {}), ("one_step", {}), ("gradient_free", FREE)])
+def test_a_strong_attack_in_another_ball_hides_no_weak_one(kind, extra):
+    probe = f"check:{kind}_linf"
+    attacks = {"pgd": LINF, "l2": EUCLID, probe: replace(LINF, name=probe)}
+    rows = given(("pgd", (), {}), ("l2", range(40), {}), (probe, HALF, extra))
+    assert (judged(rows, attacks)[kind].status, judged(rows, attacks)[kind].count) == ("fail", 20)
+    rows = given(("pgd", HALF, {}), ("l2", (), {}), (probe, HALF, extra))
+    assert (judged(rows, attacks)[kind].status, judged(rows, attacks)[kind].n) == ("pass", 40)
+
+
+def test_a_sample_that_falls_before_the_first_gradient_was_not_attacked_without_gradients():
+    rows = given(("pgd", (), {}))
+    lucky = [r | {"backwards": 0} if (r["attack"], r["index"]) == ("pgd", 0) else r for r in rows]
+    found = judged(lucky, {"pgd": LINF})["gradient_free"]
+    assert (found.status, found.n) == ("inconclusive", 0)
+
+
+def test_of_two_checks_of_one_name_both_count():
+    good, bad = counted_check("x", 0, 40, ""), counted_check("x", 40, 40, "")
+    assert verdict([good]) == "verified"
+    assert {verdict([good, bad]), verdict([bad, good]), verdict([])} == {"upper bound, unverified"}

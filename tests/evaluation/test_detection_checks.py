@@ -10,12 +10,12 @@ from robustfg.evaluation.detection.checks import (
     NO_CLAIM,
     adaptive_dominates,
     detector_graph,
+    detector_hygiene,
     detector_verdict,
     effort,
     half_epsilon,
     joint_reference,
     realised_fpr,
-    split_hygiene,
     united,
 )
 from robustfg.evaluation.detection.denial import RightAndRejected
@@ -70,22 +70,23 @@ def test_a_reference_that_passes_where_all_others_failed_is_told_among_the_probe
 def test_images_in_two_splits_are_found_whichever_they_are():
     clean = {"train": {0: b"a", 1: b"b"}, "val": {2: b"c"}, "test": {0: b"d"}}
     keys = {split: {index: f"{split}/{index}.png" for index in range(9)} for split in clean}
-    assert split_hygiene(clean, keys).status == "pass"
-    assert split_hygiene(clean | {"test": {0: b"d", 1: b"d"}}, keys).status == "pass", "twice in one split is no leak"
+    assert detector_hygiene(clean, keys).status == "pass"
+    twice = clean | {"test": {0: b"d", 1: b"d"}}
+    assert detector_hygiene(twice, keys).status == "pass", "twice in one split is no leak"
     for split, image, first in (("val", b"a", "train/0"), ("test", b"b", "train/1"), ("test", b"c", "val/2")):
-        found = split_hygiene(clean | {split: clean[split] | {5: image, 6: image}}, keys)
+        found = detector_hygiene(clean | {split: clean[split] | {5: image, 6: image}}, keys)
         assert (found.status, found.count, found.n) == ("fail", 1, 4)
         assert f"{first}.png ({first.partition('/')[0]}) and {split}/5.png ({split})" in found.detail
 
 
 def test_a_few_pictures_that_a_data_set_holds_twice_are_told_and_tolerated():
     splits = {split: {i: f"{split}{i}".encode() for i in range(400)} for split in ("train", "val", "test")}
-    keys = {split: {i: f"{i}.png" for i in range(400)} for split in splits}
+    keys = {split: {i: f"{split}/{i}.png" for i in range(400)} for split in splits}
     for leaked, status in ((2, "pass"), (20, "fail")):
         test = splits["test"] | {i: splits["train"][i] for i in range(leaked)}
-        found = split_hygiene(splits | {"test": test}, keys)
+        found = detector_hygiene(splits | {"test": test}, keys)
         assert (found.status, found.count) == (status, leaked)
-        assert "but 0.png (train) and 0.png (test)" in found.detail
+        assert "but train/0.png (train) and test/0.png (test)" in found.detail
 
 
 def test_copies_of_two_training_pictures_are_a_leak_however_few_they_differ():
@@ -94,8 +95,17 @@ def test_copies_of_two_training_pictures_are_a_leak_however_few_they_differ():
         "val": {0: b"v"},
         "test": {i: b"%d" % (i % 2) for i in range(300)},
     }
-    found = split_hygiene(splits, {split: {i: f"{i}.png" for i in range(400)} for split in splits})
+    found = detector_hygiene(splits, {split: {i: f"{split}/{i}.png" for i in range(400)} for split in splits})
     assert (found.status, found.count) == ("fail", 2)
+
+
+def test_a_name_in_two_splits_and_a_split_without_images_are_never_apart():
+    splits = {"train": {0: b"a"}, "val": {0: b"b"}, "test": {0: b"c"}}
+    keys = {"train": {0: "a.png"}, "val": {0: "b.png"}, "test": {0: "c.png"}}
+    assert detector_hygiene(splits, keys).status == "pass"
+    assert detector_hygiene(splits, keys | {"test": {0: "a.png"}}).status == "inconclusive"
+    assert detector_hygiene(splits | {"test": {}}, keys).status == "inconclusive"
+    assert detector_hygiene({}, {}).status == "inconclusive"
 
 
 @pytest.mark.parametrize(("rejected", "status"), [(0, "fail"), (10, "pass"), (60, "fail")])
@@ -169,7 +179,7 @@ def test_only_a_white_box_on_a_verified_evaluation_with_all_checks_passed_is_ver
         assert detector_verdict([*good, bad], "verified", white_box=True) == "upper bound, unverified"
     extraordinary = [check("detector_graph", "pass"), check("half_epsilon", "fail")]
     assert detector_verdict(extraordinary, "verified", white_box=True) == "upper bound, unverified"
-    assert detector_verdict([check("split_hygiene", "fail")], "verified", white_box=True) == "invalid"
+    assert detector_verdict([check("detector_hygiene", "fail")], "verified", white_box=True) == "invalid"
 
 
 def test_checks_of_all_detectors_are_shown_as_the_worst():

@@ -57,16 +57,6 @@ def finite_difference(model: Classify, batch: Batch, step: float = 0.01) -> Tens
     return (ratio > 0.5) & (ratio < 2)
 
 
-@torch.no_grad()
-def deterministic(model: Classify, batch: Batch, repeats: int = 3) -> Tensor:
-    """Whether repeated forwards agree to 1e-4 of the logits' length, ``(B,)``."""
-    logits = torch.stack([model(batch.image.clone()).logits.double() for _ in range(repeats)])
-    logits = logits.masked_fill(logits == -torch.inf, 0)  # classes left out
-    spread = (logits - logits[0]).norm(dim=2).amax(0)
-    agree: Tensor = spread <= (1e-4 * logits[0].norm(dim=1)).clamp_min(1e-12)
-    return agree
-
-
 def unbounded_attack() -> Attack:
     """PGD at epsilon 0.5 from the clean image: nothing can withstand it, so a survivor betrays a masked gradient."""
     return GradientAttack(name=UNBOUNDED, threat=Linf(epsilon=0.5), step=Steepest(size="eps/10"), steps=20)

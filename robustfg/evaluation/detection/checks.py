@@ -63,10 +63,11 @@ def effort(steps: int) -> Check:
     return Check("effort", "pass" if steps >= LEAST_STEPS else "fail", max(0, LEAST_STEPS - steps), LEAST_STEPS, detail)
 
 
-def split_hygiene(contents: Mapping[str, Mapping[int, bytes]], keys: Mapping[str, Mapping[int, str]]) -> Check:
-    """Whether the images fitted on, calibrated on and tested on are different ones, whatever their names.
+def detector_hygiene(contents: Mapping[str, Mapping[int, bytes]], keys: Mapping[str, Mapping[int, str]]) -> Check:
+    """Whether the images that detectors are fitted on, calibrated on and tested on are different ones.
 
-    Data sets hold a few pictures twice; what is tolerated is a share of every split.
+    Data sets hold a few pictures twice under different names; what is tolerated is a share of every split. No name may
+    be in two splits.
 
     Args:
         contents: digests of the images by split and id; the count is of digests that several splits hold.
@@ -81,9 +82,15 @@ def split_hygiene(contents: Mapping[str, Mapping[int, bytes]], keys: Mapping[str
     if shared:
         detail += ", but " + " and ".join(f"{name} ({split})" for split, name in shared[0].items())
     leaked = {split: sum(len(places[digest]) > 1 for digest in digests.values()) for split, digests in contents.items()}
-    fails = any(exceeds(count, len(contents[split]), TOLERATED) for split, count in leaked.items())
-    status: Status = "fail" if fails else "pass"
-    return Check("split_hygiene", status, len(shared), len(places), detail)
+    names = [keys[split][index] for split, digests in contents.items() for index in digests]
+    status: Status = "pass"
+    if len(set(names)) < len(names):
+        status, detail = "inconclusive", detail + ": a name is in two of them"
+    if len(contents) < 2 or not all(contents.values()):
+        status, detail = "inconclusive", detail + ": one of them has no image"
+    if any(exceeds(count, len(contents[split]), TOLERATED) for split, count in leaked.items()):
+        status = "fail"
+    return Check("detector_hygiene", status, len(shared), len(places), detail)
 
 
 def realised_fpr(clean: Values, tau: float, calibration: Values, fpr: float) -> Check:
@@ -141,7 +148,7 @@ def detector_verdict(checks: Sequence[Check], classifier: str, *, white_box: boo
         radius, ``half_epsilon`` is no obstacle.
     """
     status = {check.name: check.status for check in checks}
-    if classifier == "invalid" or status.get("split_hygiene") == "fail":
+    if classifier == "invalid" or status.get("detector_hygiene") == "fail":
         return "invalid"
     if not white_box:
         return NO_CLAIM

@@ -8,8 +8,10 @@ import pyarrow as pa
 from torch import Tensor
 
 from robustfg.attacks import Attack
+from robustfg.attacks.contract import steady
+from robustfg.attacks.freeze import attackable
 from robustfg.evaluation.checks import Check
-from robustfg.evaluation.checks.probes import DETERMINISM, FINITE_DIFFERENCE, deterministic, finite_difference
+from robustfg.evaluation.checks.probes import DETERMINISM, FINITE_DIFFERENCE, finite_difference
 from robustfg.evaluation.detection.unknown_images import UNKNOWN_ROWS
 from robustfg.evaluation.measure import Classify, measure_clean
 from robustfg.types import Batch
@@ -55,8 +57,10 @@ class Unwatched:
 
     def probe(self, batch: Batch) -> Rows:
         """Rows of the probes."""
-        behaved = [finite_difference(self.classifier, batch), deterministic(self.classifier, batch)]
-        return self._probed(batch, [FINITE_DIFFERENCE, DETERMINISM], behaved)
+        told = finite_difference(self.classifier, batch)
+        with attackable(self.classifier):
+            agree = steady(self.classifier, batch.image)
+        return self._probed(batch, [FINITE_DIFFERENCE, DETERMINISM], [told, agree])
 
     def _probed(self, batch: Batch, names: Sequence[str], behaved: Sequence[Tensor]) -> Rows:
         """A row of every sample and probe, ``correct`` where it behaved, ``(B,)`` each."""

@@ -134,11 +134,11 @@ class Watch(Unwatched):
     def _hygiene(self) -> Check:
         """By the pixels of the images that were read; of a training split that no detector read, by files' bytes."""
         contents = self.contents.seen()
-        pixels = checks.split_hygiene(contents, {split: self.data.keys(split) for split in contents})
+        pixels = checks.detector_hygiene(contents, {split: self.data.keys(split) for split in contents})
         if "train" in contents:
             return pixels
         files = files_of(self.data)
-        found = checks.split_hygiene(files, {split: self.data.keys(split) for split in files})
+        found = checks.detector_hygiene(files, {split: self.data.keys(split) for split in files})
         worse = pixels if pixels.status == "fail" else found
         return replace(worse, detail=f"{worse.detail}; training images are compared by their files' bytes")
 
