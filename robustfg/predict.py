@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from robustfg.config import CONF, build, plain, register_schemas
 from robustfg.errors import UserError
-from robustfg.mistakes import run_plainly, told_plainly
+from robustfg.mistakes import discard_stdout, run_plainly, told_plainly
 from robustfg.text import printable
 from robustfg.trust import offline, refuse_untrusted
 
@@ -119,7 +119,7 @@ def predict(config: dict[str, Any], names: Sequence[str]) -> int:
                 tally.count(row)
         status = tally.status
     except BrokenPipeError:  # the reader has seen enough, such as head
-        _discard_stdout()
+        discard_stdout()
         status = 141
     except _Terminated:
         say(f"stopped{kept(to)}")
@@ -134,7 +134,7 @@ def predict(config: dict[str, Any], names: Sequence[str]) -> int:
     except OSError as error:
         if to is not None or error.filename is not None:
             raise
-        _discard_stdout()
+        discard_stdout()
         raise UserError(f"the rows cannot be written to stdout: {error.strerror}") from error
     finally:
         if before is not None:
@@ -149,11 +149,6 @@ class _Terminated(BaseException):
 
 def _stop(*_: Any) -> None:
     raise _Terminated
-
-
-def _discard_stdout() -> None:
-    """What is left in its buffer cannot be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def load(

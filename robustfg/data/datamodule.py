@@ -1,5 +1,6 @@
 """The data module: a source's splits as exact, reproducible loaders."""
 
+import math
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -152,6 +153,13 @@ class DataModule(pl.LightningDataModule):
                 raise UserError(
                     f"data: no training image of the class {lacking[0]} is left; add images, or lower data.val_fraction"
                 )
+
+    def batches(self, split: str, world: int) -> int:
+        """Batches of a process in an epoch of training, or in a pass over another split."""
+        n = len(self.positions[split])
+        if split != "train":
+            return math.ceil(n / (world * self.eval_batch_size))
+        return max(n // (world * self.batch_size), 1)
 
     def keys(self, split: str) -> Mapping[int, str]:
         """Where every sample of a split comes from, by id."""
