@@ -180,13 +180,15 @@ def load(
     from robustfg import assemble, run
     from robustfg.checkpoint import Checkpoint
     from robustfg.detectors import Watched
-    from robustfg.prediction import OwnScore, Predictor, device_of
+    from robustfg.prediction import OwnScore, Predictor, device_of, refuse_numbers
 
     if not 0 < fpr < 1:
         raise UserError(f"fpr must be in (0, 1), got {fpr}")
     read = Checkpoint.read(checkpoint)
     run.begin(read.config["seed"])
     classifier = assemble.restored_of(read, tuple(trust))
+    found = device_of(device)
+    refuse_numbers(top=top, classes=len(read.classes), batch_size=batch_size, num_workers=num_workers)
     fitted = fitted_of(read, classifier, detectors, tuple(trust))
     watching = {"anomaly": OwnScore(classifier.loss)} if fitted is None else fitted.detectors
     data = read.config["data"]
@@ -199,7 +201,7 @@ def load(
         top=top,
         batch_size=(data.get("eval_batch_size") or data["batch_size"]) if batch_size is None else batch_size,
         num_workers=min(8, os.cpu_count() or 1) if num_workers is None else num_workers,
-        device=device_of(device),
+        device=found,
     )
 
 

@@ -71,8 +71,8 @@ def refuse_unkept(trainer: Mapping[str, Any]) -> None:
         value = trainer.get(option)
         if isinstance(value, int | float) and not isinstance(value, bool):
             refuse_outside(f"trainer.{option}", value, **bounds)
-    if trainer.get("max_steps") not in (None, -1):
-        refuse_outside("trainer.max_steps", trainer["max_steps"], least=1)
+    if isinstance(steps := trainer.get("max_steps"), int) and steps != -1:
+        refuse_outside("trainer.max_steps", steps, least=1)
     longest = trainer.get("max_epochs")
     for option in ("min_epochs", "check_val_every_n_epoch"):
         if isinstance(longest, int) and isinstance(value := trainer.get(option), int) and value > longest:
@@ -88,13 +88,13 @@ KNOWN = ("16-true", "bf16-true", "64-true", "64", 64, "transformer-engine", "tra
 """Lightning's other precisions."""
 
 
-def refuse_unknown_account(node: Mapping[str, Any]) -> None:
+def refuse_unknown_account(node: Any) -> None:
     """Raises ``UserError`` where Weights & Biases would ask for a key in the middle of the command.
 
     Args:
         node: the logger's.
     """
-    if node.get("offline") or not is_first():
+    if not isinstance(node, Mapping) or node.get("offline") or not is_first():
         return
     import wandb  # only where it is wanted
 

@@ -20,7 +20,7 @@ class Schedule(ABC):
     warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        refuse_outside("scheduler.warmup_epochs", self.warmup_epochs, least=0)
+        refuse_outside("warmup_epochs", self.warmup_epochs, least=0)
 
     def refuse_epochs(self, max_epochs: float, option: str) -> None:
         """Raises ``UserError`` where the warm-up does not end within the epochs that ``option`` gives."""
@@ -55,7 +55,7 @@ class Cosine(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_outside("scheduler.final", self.final, least=0, most=1)
+        refuse_outside("final", self.final, least=0, most=1)
 
     def _factor(self, epoch: float, max_epochs: float) -> float:
         span = max(max_epochs - self.warmup_epochs, 1e-12)
@@ -72,8 +72,8 @@ class Step(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        refuse_outside("scheduler.every", self.every, above=0)
-        refuse_outside("scheduler.gamma", self.gamma, above=0, most=1)
+        refuse_outside("every", self.every, above=0)
+        refuse_outside("gamma", self.gamma, above=0, most=1)
 
     def _factor(self, epoch: float, max_epochs: float) -> float:
         return float(self.gamma ** math.floor(epoch / self.every))
@@ -89,8 +89,8 @@ class MultiStep(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         for milestone in self.milestones:
-            refuse_outside("scheduler.milestones", milestone, above=0)
-        refuse_outside("scheduler.gamma", self.gamma, above=0, most=1)
+            refuse_outside("milestones", milestone, above=0)
+        refuse_outside("gamma", self.gamma, above=0, most=1)
 
     def _factor(self, epoch: float, max_epochs: float) -> float:
         return float(self.gamma ** bisect_right(sorted(self.milestones), epoch))
