@@ -20,7 +20,6 @@ from robustfg import assemble, evaluate, predict, rehearsal
 from robustfg.checkpoint import Checkpoint
 from robustfg.config import CONF, plain, register_schemas
 from robustfg.errors import UserError
-from robustfg.prediction import opened, writer_of
 
 register_schemas()
 VALUES = {
@@ -119,6 +118,9 @@ def options_of(command, group, name, cache):
     return config, list(leaves(config[top], top)) if group else OUTSIDE[command]
 
 
+ACCEPTED, REFUSED = "accepted", "refused"
+
+
 class Cache:
     """What does not depend on the option that is tried."""
 
@@ -137,9 +139,8 @@ def build(command, config, group, cache):
 
 
 def predicted(config, group, cache):
-    writer_of(config["format"], config["to"])
-    with opened(config["to"] and str(cache.folder / str(config["to"]))):
-        predict.load(**{key: config[key] for key in OUTSIDE["predict"] if key not in ("format", "to")})
+    to = cache.folder / "rows.csv" if config["to"] is None else str(cache.folder / str(config["to"]))
+    predict.predict(config | {"to": to}, ["/nowhere.png"])
 
 
 def evaluated(config, group, cache):
@@ -185,7 +186,7 @@ def step(classifier, data, trainer):
 
 
 def fault(command, config, option, value, group, cache):
-    """What is wrong with how the commands take a value: None where they run, or end with one line that names it."""
+    """What is wrong with how the commands take a value: ACCEPTED, REFUSED in one line that names it, or the fault."""
     changed = config.copy()
     try:
         OmegaConf.set_struct(changed, False)
@@ -199,7 +200,7 @@ def fault(command, config, option, value, group, cache):
     except Exception as error:
         from omegaconf.errors import OmegaConfBaseException
 
-        return None if isinstance(error, OmegaConfBaseException) else f"compose {type(error).__name__}: {error}"
+        return REFUSED if isinstance(error, OmegaConfBaseException) else f"compose {type(error).__name__}: {error}"
     try:
         build(command, node, group, cache)
     except UserError as error:
@@ -213,7 +214,7 @@ def fault(command, config, option, value, group, cache):
             last = last.tb_next
         where = f"{Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}"
         return f"{type(error).__name__}: {str(error)[:120]!r} at {where}"
-    return None
+    return ACCEPTED
 
 
 def judged(message, option):
@@ -223,7 +224,7 @@ def judged(message, option):
     named = any(
         re.search(rf"\b{re.escape(part)}\b", message) for part in (option, parts[-1], ".".join(parts[:2]), parts[0])
     )
-    return None if named else f"names no option: {message!r}"
+    return REFUSED if named else f"names no option: {message!r}"
 
 
 def small(group, name):
@@ -239,10 +240,10 @@ def sweep(files, pick=lambda combinations: combinations, accepted=None):
             config, names = options_of(command, group, name, cache)
             for option, kind in pick([(option, kind) for option in names for kind in VALUES]):
                 found = fault(command, config, option, VALUES[kind], group, cache)
-                if found:
-                    yield f"{command}:{group}={name}", option, kind, found
-                elif accepted is not None:
+                if found == ACCEPTED and accepted is not None:
                     accepted.append((f"{command}:{group}={name}", option, kind))
+                elif found not in (ACCEPTED, REFUSED):
+                    yield f"{command}:{group}={name}", option, kind, found
 
 
 def sample(each):
