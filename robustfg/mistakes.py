@@ -64,7 +64,7 @@ def run_plainly(command: str, composed: Callable[[], object]) -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one cannot end it sooner
         print("robustfg: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:  # the reader has seen enough, such as head
+    except BrokenPipeError:  # of --help or --cfg
         discard_stdout()
         raise SystemExit(141) from None
 
@@ -108,8 +108,9 @@ def told_plainly(config: DictConfig) -> Iterator[None]:
     """
     try:
         yield
-    except BrokenPipeError:
-        raise
+    except BrokenPipeError:  # the reader has seen enough, such as head
+        discard_stdout()
+        raise SystemExit(141) from None
     except Exception as error:
         if TRACEBACK in os.environ:
             raise
