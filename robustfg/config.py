@@ -214,7 +214,7 @@ def _told_of(error: Exception, node: Mapping[str, Any], option: str) -> UserErro
         return UserError(f"{place.rpartition('.')[0]}.{message}".removeprefix("."))
     root = option.partition(".")[0]
     named = re.match(rf"{root}\.(\w+)(?= )", message)
-    if isinstance(part, Mapping) and named and named[1] in part:  # the constructor knows its group, not its place in it
+    if named and named[1] in node and not keys:  # a constructor knows its group, not its name in it
         return UserError(f"{place}.{message.removeprefix(root + '.')}")
     return UserError(message if re.search(rf"\b{root}[.=]", message) else f"{place}: {message}")
 

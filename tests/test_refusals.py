@@ -125,7 +125,7 @@ def test_what_would_end_a_training_later_is_refused_before_it(tmp_path, words, t
 @pytest.mark.parametrize(
     ("group", "words", "told"),
     [
-        ("scheduler", ["scheduler=step", "scheduler.gamma=0"], r"^scheduler\.gamma must be in \(0, 1\], got 0"),
+        ("scheduler", ["scheduler=step", "scheduler.gamma=0"], r"^scheduler\.gamma must be > 0, got 0"),
         ("scheduler", ["scheduler=multistep", "scheduler.milestones=[5,-1]"], r"^scheduler\.milestones must be > 0"),
         ("scheduler", ["scheduler.final=-1"], r"^scheduler\.final must be in \[0, 1\], got -1"),
         ("detector.energy", ["detector=energy", "detector.energy.temperature=0"], r"^detector\.energy\.temperature"),

@@ -73,7 +73,7 @@ class Step(Schedule):
     def __post_init__(self) -> None:
         super().__post_init__()
         refuse_outside("every", self.every, above=0)
-        refuse_outside("gamma", self.gamma, above=0, most=1)
+        refuse_outside("gamma", self.gamma, above=0)
 
     def _factor(self, epoch: float, max_epochs: float) -> float:
         return float(self.gamma ** math.floor(epoch / self.every))
@@ -90,7 +90,7 @@ class MultiStep(Schedule):
         super().__post_init__()
         for milestone in self.milestones:
             refuse_outside("milestones", milestone, above=0)
-        refuse_outside("gamma", self.gamma, above=0, most=1)
+        refuse_outside("gamma", self.gamma, above=0)
 
     def _factor(self, epoch: float, max_epochs: float) -> float:
         return float(self.gamma ** bisect_right(sorted(self.milestones), epoch))
