@@ -113,8 +113,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
         place = f" (option {error.full_key})" if error.full_key else ""
         raise UserError(f"config: {str(error).splitlines()[0]}{place}") from error
     assert isinstance(container, dict)
-    for key, value in container.items():
-        refuse_impossible(value, str(key))
+    for option, value in container.items():
+        refuse_impossible(value, str(option))
     if "run_name" in known and schema is not PredictRoot:
         refuse_run_name(container["run_name"])
         if not container["output"]:
