@@ -19,6 +19,7 @@ from robustfg.data.datamodule import DataModule
 from robustfg.errors import UserError, refuse_outside
 from robustfg.evaluation import RobustnessEvaluation
 from robustfg.processes import is_first
+from robustfg.training.selection import BestCheckpoint
 from robustfg.types import Output
 
 OTHERWISE = {
@@ -131,6 +132,8 @@ def rehearse_training(
     )
     logged = {"val/accuracy", "val/loss", monitor}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BestCheckpoint):
+            _refuse_useless(callback)
         if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
             _refuse_unlogged(callback, logged)
     if evaluation is not None:
@@ -210,6 +213,15 @@ def _objectives(thing: Any) -> Iterator[Objective]:
         return
     for part in parts:
         yield from _objectives(part)
+
+
+def _refuse_useless(callback: BestCheckpoint) -> None:
+    """Raises ``UserError`` for a best checkpoint that is not chosen, not kept, or not in the run's folder."""
+    if callback.monitor is None:
+        raise UserError("callbacks.checkpoint.monitor cannot be null; ~callbacks.checkpoint leaves out best.ckpt")
+    refuse_outside("callbacks.checkpoint.save_top_k", callback.save_top_k, least=1)
+    if not callback.filename or "/" in callback.filename:
+        raise UserError(f"callbacks.checkpoint.filename must be a name without /, got {callback.filename}")
 
 
 def _refuse_unlogged(callback: EarlyStopping | ModelCheckpoint, logged: set[str]) -> None:
