@@ -219,7 +219,8 @@ def _refuse_useless(callback: BestCheckpoint) -> None:
     """Raises ``UserError`` for a best checkpoint that is not chosen, not kept, or not in the run's folder."""
     if callback.monitor is None:
         raise UserError("callbacks.checkpoint.monitor cannot be null; ~callbacks.checkpoint leaves out best.ckpt")
-    refuse_outside("callbacks.checkpoint.save_top_k", callback.save_top_k, least=1)
+    if callback.save_top_k == 0:
+        raise UserError("callbacks.checkpoint.save_top_k=0 keeps no best.ckpt; ~callbacks.checkpoint leaves it out")
     if not callback.filename or "/" in callback.filename:
         raise UserError(f"callbacks.checkpoint.filename must be a name without /, got {callback.filename}")
 

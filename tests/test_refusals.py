@@ -111,7 +111,7 @@ def test_what_a_trainer_cannot_keep_is_refused(given, told):
         (["callbacks.checkpoint.mode=min"], r"^callbacks\.checkpoint\.mode=min keeps the worst val/accuracy"),
         (["callbacks.checkpoint.monitor=val/acc"], r"^callbacks\.checkpoint\.monitor must be one of"),
         (["callbacks.checkpoint.monitor=null"], r"^callbacks\.checkpoint\.monitor cannot be null"),
-        (["callbacks.checkpoint.save_top_k=0"], r"^callbacks\.checkpoint\.save_top_k must be >= 1"),
+        (["callbacks.checkpoint.save_top_k=0"], r"^callbacks\.checkpoint\.save_top_k=0 keeps no best"),
         (["callbacks.checkpoint.filename=/x/y"], r"^callbacks\.checkpoint\.filename must be a name without /"),
         (["+trainer.limit_val_batches=0.1"], r"^trainer\.limit_val_batches=0\.1 leaves none of 1 batches"),
     ],
