@@ -61,6 +61,7 @@ def fitting(
         if not _fits(value, hint, places):
             raise UserError(f"{option}.{name} must be {_wanted(hint)}, got {shown(value)}")
         taken[name] = int(value) if _asks_for_whole(value, hint) else value
+        refuse_impossible(taken[name], f"{option}.{name}")  # 1e30 as a whole number
     return taken
 
 

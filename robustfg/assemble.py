@@ -29,7 +29,7 @@ from robustfg.losses import Softmax
 from robustfg.models import PublishedBackbone
 from robustfg.option_names import NoOptionError
 from robustfg.processes import refuse_impossible_devices, refuse_other_ranks
-from robustfg.rehearsal import refuse_unkept
+from robustfg.rehearsal import refuse_unkept, refuse_unknown_account
 from robustfg.reporting.csv_logger import MetricsCsv
 from robustfg.training import Phases
 from robustfg.training.callbacks import TrainingBar, TrainingLines
@@ -139,8 +139,10 @@ def _grouped(node: Any, genera: tuple[str, ...] | None) -> Any:
     return node
 
 
-def surrogate_of(path: str, option: str, classes: tuple[str, ...], trust: tuple[str, ...]) -> dict[str, Any]:
+def surrogate_of(path: Any, option: str, classes: tuple[str, ...], trust: tuple[str, ...]) -> dict[str, Any]:
     """The classifier of another run, given by its folder or checkpoint, and a name that tells it from others."""
+    if not isinstance(path, str):
+        raise UserError(f"{option} must be the folder or a checkpoint of another run, got {shown(path)}")
     place = Path(path).expanduser()
     checkpoint = Checkpoint.read(place / "checkpoints" / "best.ckpt" if place.is_dir() else place, option)
     checkpoint.expect_classes(classes)
@@ -240,6 +242,8 @@ def callbacks_of(config: Config) -> list[pl.Callback]:
 
 def loggers_of(config: Config, folder: Path) -> list[Logger]:
     """metrics.csv, and the chosen dashboards."""
+    if "wandb" in (config["logger"] or {}):
+        refuse_unknown_account(config["logger"]["wandb"])
     return [
         MetricsCsv(folder / "metrics.csv"),
         *(build(node, f"logger.{name}", save_dir=str(folder)) for name, node in (config["logger"] or {}).items()),

@@ -50,12 +50,13 @@ class Checkpoint:
         Raises:
             UserError: if it is missing, a folder, truncated, not ours, or holds anything but plain data.
         """
-        path = Path(path).expanduser()
+        given, path = path, Path(path).expanduser()
         if path.is_dir():
             best = path / "checkpoints" / "best.ckpt"
             raise UserError(f"{option}={path} is a folder; give {f'{option}={best}' if best.is_file() else 'a file'}")
         if not path.is_file():
-            raise UserError(f"{option}={path}: no such file")
+            remote = "://" in str(given)
+            raise UserError(f"{option}={given}: {'download it first and give the file' if remote else 'no such file'}")
         content = read_plain(path, f"{option}={path}", "checkpoint")
         ours = content.get("robustfg") if isinstance(content, dict) else None
         if not (
@@ -66,7 +67,9 @@ class Checkpoint:
             and isinstance(content.get("state_dict"), dict)
             and ours["config"].keys() >= set(PARTS)
         ):
-            raise UserError(f"{option}={path} was not written by robustfg.train")
+            alone = isinstance(content, dict) and any(isinstance(value, Tensor) for value in content.values())
+            hint = ": it holds weights alone, which model.weights takes" if alone else ""
+            raise UserError(f"{option}={path} was not written by robustfg.train{hint}")
         return cls(path, option, ours["config"], tuple(ours["classes"]), content["state_dict"], _epochs(content),
                    int(content.get("global_step", 0)), ours.get("splits"))  # fmt: skip
 

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from robustfg.errors import UserError
+from robustfg.errors import UserError, refuse_outside
 from robustfg.losses import LossModule
 from robustfg.memory_layout import protect
 from robustfg.models import Backbone
@@ -179,9 +179,14 @@ class Classifier(pl.LightningModule):
         if max_epochs is None or max_epochs < 1:
             raise UserError(f"trainer.max_epochs must be >= 1, got {max_epochs}: schedules are told in epochs")
         self.regime.refuse_epochs(max_epochs)
-        if self.phases is not None:
+        if self.phases is None:
+            self.schedule.refuse_epochs(max_epochs, "trainer.max_epochs")
+        else:
             self.phases.stretched(max_epochs)
-        self._optimizer_of([torch.nn.Parameter(torch.zeros(1))])
+        settings = self._optimizer_of([torch.nn.Parameter(torch.zeros(1))]).defaults
+        refuse_outside("optimizer.momentum", settings.get("momentum"), below=1)
+        if self.phases is None:
+            refuse_outside("optimizer.lr", float(settings["lr"]), above=0)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         max_epochs = self.trainer.max_epochs

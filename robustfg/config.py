@@ -113,6 +113,8 @@ def plain(config: DictConfig) -> dict[str, Any]:
         place = f" (option {error.full_key})" if error.full_key else ""
         raise UserError(f"config: {str(error).splitlines()[0]}{place}") from error
     assert isinstance(container, dict)
+    for option, value in container.items():
+        refuse_impossible(value, str(option))
     if "run_name" in known and schema is not PredictRoot:
         refuse_run_name(container["run_name"])
         if not container["output"]:
@@ -211,6 +213,9 @@ def _told_of(error: Exception, node: Mapping[str, Any], option: str) -> UserErro
     if message.startswith(f"{place.rpartition('.')[2]}."):
         return UserError(f"{place.rpartition('.')[0]}.{message}".removeprefix("."))
     root = option.partition(".")[0]
+    named = re.match(rf"{root}\.(\w+)(?= )", message)
+    if named and named[1] in node and not keys:  # a constructor knows its group, not its name in it
+        return UserError(f"{place}.{message.removeprefix(root + '.')}")
     return UserError(message if re.search(rf"\b{root}[.=]", message) else f"{place}: {message}")
 
 

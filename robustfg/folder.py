@@ -79,7 +79,8 @@ def claimed(folder: Path, command: Sequence[str]) -> Iterator[None]:
         os.pwrite(descriptor, (json.dumps(about | {"command": list(command)}) + "\n").encode(), 0)
         yield
     except BaseException as error:
-        worthless = UNBEGUN if isinstance(error, UserError) else {CLAIM}
+        worthless = UNBEGUN if isinstance(error, UserError) else UNBEGUN - {"metrics.csv"}
+        worthless = worthless if isinstance(error, Exception) else {CLAIM}
         if not any(folder.glob("checkpoints/*")):
             _remove(created, worthless)
         raise

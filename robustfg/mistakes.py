@@ -3,6 +3,7 @@
 import inspect
 import os
 import re
+import signal
 import sys
 import tempfile
 import traceback
@@ -54,6 +55,26 @@ def run_plainly(command: str, composed: Callable[[], object]) -> None:
         command: name of its primary config.
         composed: the command, decorated by Hydra.
     """
+    try:
+        try:
+            _run(command, composed)
+        finally:
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second one cannot end it sooner
+        print("robustfg: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
+    except BrokenPipeError:  # of --help or --cfg
+        discard_stdout()
+        raise SystemExit(141) from None
+
+
+def discard_stdout() -> None:
+    """What is left in its buffer cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(command: str, composed: Callable[[], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, instead of printing them
     try:
         sys.argv[1:] = as_typed(sys.argv[1:])
@@ -67,6 +88,8 @@ def run_plainly(command: str, composed: Callable[[], object]) -> None:
     except (HydraException, OmegaConfBaseException, UserError) as error:
         words = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
         raise SystemExit(_line(told(error, command, words))) from None
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if TRACEBACK in os.environ:
             raise
@@ -85,6 +108,9 @@ def told_plainly(config: DictConfig) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # the reader has seen enough, such as head
+        discard_stdout()
+        raise SystemExit(141) from None
     except Exception as error:
         if TRACEBACK in os.environ:
             raise
@@ -161,6 +187,8 @@ def told(error: Exception, command: str, words: list[str]) -> str:
         return str(NoOptionError(missing, names_of(_without(missing, command, words))))
     cause = error.__cause__
     if isinstance(cause, OmegaConfBaseException) and cause.full_key:
+        if "is not Optional" in str(cause):
+            return f"{cause.full_key} cannot be null; leave it out"
         return f"{cause.full_key}: {str(cause).splitlines()[0]}"
     return "; ".join(line.strip() for line in str(error).replace("\\'", "'").splitlines() if line.strip())
 

@@ -13,6 +13,19 @@ STARTS = (b"PK", b"\x80")
 """How files of ``torch.save`` begin: as a zip archive, and before torch 1.6 as a pickle."""
 
 
+def _instead(path: Path) -> str:
+    """What a file is in the place of one of ``torch.save``, where that is often met; to be added to a message."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if start.startswith(b"version https://git-lfs"):
+        return " but a pointer to one in Git LFS; fetch it with git lfs pull"
+    if start.lstrip()[:1] == b"<":
+        return " but a page, such as a server's answer; download the file itself"
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
+        return " but weights alone (safetensors), which model.weights takes"
+    return ""
+
+
 def read_plain(path: Path, named: str, kind: str) -> Any:
     """What ``torch.save`` wrote, on the CPU, if it holds tensors and plain containers only.
 
@@ -27,7 +40,7 @@ def read_plain(path: Path, named: str, kind: str) -> Any:
     with path.open("rb") as file:
         start = file.read(2)
     if start and not start.startswith(STARTS):
-        raise UserError(f"{named} is no {kind}")
+        raise UserError(f"{named} is no {kind}{_instead(path)}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from robustfg.config import CONF, build, plain, register_schemas
 from robustfg.errors import UserError
-from robustfg.mistakes import run_plainly, told_plainly
+from robustfg.mistakes import discard_stdout, run_plainly, told_plainly
 from robustfg.text import printable
 from robustfg.trust import offline, refuse_untrusted
 
@@ -119,7 +119,7 @@ def predict(config: dict[str, Any], names: Sequence[str]) -> int:
                 tally.count(row)
         status = tally.status
     except BrokenPipeError:  # the reader has seen enough, such as head
-        _discard_stdout()
+        discard_stdout()
         status = 141
     except _Terminated:
         say(f"stopped{kept(to)}")
@@ -134,7 +134,7 @@ def predict(config: dict[str, Any], names: Sequence[str]) -> int:
     except OSError as error:
         if to is not None or error.filename is not None:
             raise
-        _discard_stdout()
+        discard_stdout()
         raise UserError(f"the rows cannot be written to stdout: {error.strerror}") from error
     finally:
         if before is not None:
@@ -149,11 +149,6 @@ class _Terminated(BaseException):
 
 def _stop(*_: Any) -> None:
     raise _Terminated
-
-
-def _discard_stdout() -> None:
-    """What is left in its buffer cannot be written."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def load(
@@ -185,13 +180,15 @@ def load(
     from robustfg import assemble, run
     from robustfg.checkpoint import Checkpoint
     from robustfg.detectors import Watched
-    from robustfg.prediction import OwnScore, Predictor, device_of
+    from robustfg.prediction import OwnScore, Predictor, device_of, refuse_numbers
 
     if not 0 < fpr < 1:
         raise UserError(f"fpr must be in (0, 1), got {fpr}")
     read = Checkpoint.read(checkpoint)
     run.begin(read.config["seed"])
     classifier = assemble.restored_of(read, tuple(trust))
+    found = device_of(device)
+    refuse_numbers(top=top, classes=len(read.classes), batch_size=batch_size, num_workers=num_workers)
     fitted = fitted_of(read, classifier, detectors, tuple(trust))
     watching = {"anomaly": OwnScore(classifier.loss)} if fitted is None else fitted.detectors
     data = read.config["data"]
@@ -204,7 +201,7 @@ def load(
         top=top,
         batch_size=(data.get("eval_batch_size") or data["batch_size"]) if batch_size is None else batch_size,
         num_workers=min(8, os.cpu_count() or 1) if num_workers is None else num_workers,
-        device=device_of(device),
+        device=found,
     )
 
 

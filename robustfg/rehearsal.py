@@ -1,9 +1,12 @@
 """What can be refused before training or an evaluation starts is refused here."""
 
 import inspect
+import netrc
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytorch_lightning as pl
 import torch
@@ -15,6 +18,8 @@ from robustfg.classifier import Classifier
 from robustfg.data.datamodule import DataModule
 from robustfg.errors import UserError, refuse_outside
 from robustfg.evaluation import RobustnessEvaluation
+from robustfg.processes import is_first
+from robustfg.training.selection import BestCheckpoint
 from robustfg.types import Output
 
 OTHERWISE = {
@@ -26,7 +31,6 @@ OTHERWISE = {
     "fast_dev_run": "take experiment=smoke, or trainer.limit_train_batches",
     "overfit_batches": "set trainer.limit_train_batches",
     "barebones": "set trainer.enable_progress_bar=false",
-    "enable_checkpointing": "leave out ~callbacks.checkpoint and ~callbacks.last",
 }
 """Arguments of Lightning's trainer that the commands set or cannot keep, and what to do instead."""
 
@@ -55,14 +59,25 @@ def refuse_unkept(trainer: Mapping[str, Any]) -> None:
         trainer: the trainer's node.
     """
     for option, instead in OTHERWISE.items():
-        if trainer.get(option) not in (None, False) or (option == "enable_checkpointing" and option in trainer):
+        if trainer.get(option) not in (None, False):
             raise UserError(f"trainer.{option} cannot be set; {instead}")
+    if trainer.get("enable_checkpointing") is False:
+        raise UserError(
+            "trainer.enable_checkpointing=false: last.ckpt is always written, so that a run can be continued; "
+            "~callbacks.checkpoint leaves out best.ckpt"
+        )
     if trainer.get("use_distributed_sampler"):
         raise UserError("trainer.use_distributed_sampler must be false: the data module's own samplers are exact")
     for option, bounds in NUMBERS.items():
         value = trainer.get(option)
         if isinstance(value, int | float) and not isinstance(value, bool):
             refuse_outside(f"trainer.{option}", value, **bounds)
+    if isinstance(steps := trainer.get("max_steps"), int) and steps != -1:
+        refuse_outside("trainer.max_steps", steps, least=1)
+    longest = trainer.get("max_epochs")
+    for option in ("min_epochs", "check_val_every_n_epoch"):
+        if isinstance(longest, int) and isinstance(value := trainer.get(option), int) and value > longest:
+            raise UserError(f"trainer.{option} must be <= trainer.max_epochs={longest}, got {value}")
     if (precision := trainer.get("precision")) not in PRECISIONS and precision in KNOWN:
         raise UserError(
             f"trainer.precision must be 32-true, 16-mixed or bf16-mixed, got {precision}: the evaluation needs float32 "
@@ -72,6 +87,30 @@ def refuse_unkept(trainer: Mapping[str, Any]) -> None:
 
 KNOWN = ("16-true", "bf16-true", "64-true", "64", 64, "transformer-engine", "transformer-engine-float16")
 """Lightning's other precisions."""
+
+
+def refuse_unknown_account(node: Any) -> None:
+    """Raises ``UserError`` where Weights & Biases would ask for a key in the middle of the command.
+
+    Args:
+        node: the logger's.
+    """
+    if not isinstance(node, Mapping) or node.get("offline") or not is_first():
+        return
+    import wandb  # only where it is wanted
+
+    settings = wandb.setup().settings
+    if settings.mode not in ("online", "shared") or settings.api_key or settings.identity_token_file:
+        return
+    try:
+        known = netrc.netrc(os.environ.get("NETRC")).authenticators(str(urlsplit(settings.base_url).hostname))
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    if known is None:
+        raise UserError(
+            "logger.wandb: no account is known here; run wandb login, set WANDB_API_KEY, or keep the run on this "
+            "machine with logger.wandb.offline=true"
+        )
 
 
 def rehearse_training(
@@ -88,8 +127,13 @@ def rehearse_training(
     """
     classifier.refuse_epochs(trainer.max_epochs)
     data.refuse_small(trainer.world_size, ("train", "val"))
+    _refuse_batches(
+        trainer, {"train": data.batches("train", trainer.world_size), "val": data.batches("val", trainer.world_size)}
+    )
     logged = {"val/accuracy", "val/loss", monitor}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BestCheckpoint):
+            _refuse_useless(callback)
         if isinstance(callback, EarlyStopping | ModelCheckpoint) and callback.monitor is not None:
             _refuse_unlogged(callback, logged)
     if evaluation is not None:
@@ -118,6 +162,22 @@ def rehearse_evaluation(
                 objective(output, label)
             except UserError as error:
                 raise UserError(f"attack.{name} cannot be run on this model: {error}") from error
+
+
+def _refuse_batches(trainer: pl.Trainer, batches: Mapping[str, int]) -> None:
+    """Raises ``UserError`` for limits that leave no batch, and for a validation that would never come."""
+    for split, count in batches.items():
+        limit = getattr(trainer, f"limit_{split}_batches")
+        if isinstance(limit, float) and int(limit * count) < 1:
+            raise UserError(
+                f"trainer.limit_{split}_batches={limit:g} leaves none of {count} batches; set at least {1 / count:.2g}"
+            )
+    limit, every = trainer.limit_train_batches, trainer.val_check_interval
+    count = int(limit * batches["train"]) if isinstance(limit, float) else min(limit, batches["train"])
+    if trainer.check_val_every_n_epoch is None:
+        return
+    if (isinstance(every, float) and int(every * count) < 1) or (isinstance(every, int) and every > count):
+        raise UserError(f"trainer.val_check_interval={every:g} does not fit into an epoch of {count} batches")
 
 
 def _answer(classifier: Classifier, size: int, layers: tuple[str, ...]) -> tuple[Output, Tensor]:
@@ -153,6 +213,16 @@ def _objectives(thing: Any) -> Iterator[Objective]:
         return
     for part in parts:
         yield from _objectives(part)
+
+
+def _refuse_useless(callback: BestCheckpoint) -> None:
+    """Raises ``UserError`` for a best checkpoint that is not chosen, not kept, or not in the run's folder."""
+    if callback.monitor is None:
+        raise UserError("callbacks.checkpoint.monitor cannot be null; ~callbacks.checkpoint leaves out best.ckpt")
+    if callback.save_top_k == 0:
+        raise UserError("callbacks.checkpoint.save_top_k=0 keeps no best.ckpt; ~callbacks.checkpoint leaves it out")
+    if not callback.filename or "/" in callback.filename:
+        raise UserError(f"callbacks.checkpoint.filename must be a name without /, got {callback.filename}")
 
 
 def _refuse_unlogged(callback: EarlyStopping | ModelCheckpoint, logged: set[str]) -> None:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import OverrideParseException
@@ -19,13 +19,13 @@ NAMES = {"root", "path", "weights", "name", "surrogate"}
 """Last parts of options that hold a text, mostly a path, wherever they are."""
 
 
-def _texts() -> dict[str, bool]:
-    """Options of the root schemas that hold a text, and whether ``null`` is one of their values."""
+def _texts() -> set[str]:
+    """Options of the root schemas that hold a text."""
     hints: dict[str, Any] = {}
     for schema in (TrainRoot, EvaluateRoot, PredictRoot):
         known = get_type_hints(schema)
         hints |= {entry.name: known[entry.name] for entry in fields(schema)}
-    return {name: type(None) in get_args(hint) for name, hint in hints.items() if hint in (str, str | None)}
+    return {name for name, hint in hints.items() if hint in (str, str | None)}
 
 
 TEXTS = _texts()
@@ -61,9 +61,8 @@ def _as_typed(word: str, sweep: bool) -> str:
 
 def _value(option: str, value: str) -> str:
     name = option.lstrip("+")
-    text, nullable = name in TEXTS, TEXTS.get(name, True)
-    if text or name.rpartition(".")[2] in NAMES:
-        return value if value == "null" and nullable else _quoted(value)
+    if name in TEXTS or name.rpartition(".")[2] in NAMES:
+        return value if value == "null" else _quoted(value)
     try:
         OverridesParser.create().parse_override(f"{option}={value}")
     except OverrideParseException:

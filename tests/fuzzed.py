@@ -1,9 +1,11 @@
 """Every option of every option file with values that it cannot or may not take, as the commands meet them.
 
 All in this process and without a trainer's start: the config is composed once for an option file, changed in one leaf,
-and everything is built from it that the commands build before training. ``python tests/fuzzed.py`` tries all of them.
+and everything is built from it that the commands build before they begin. ``python tests/fuzzed.py`` tries all of them,
+and lists with ``accepted`` what was taken; ``python tests/fuzzed.py train:loss=gm predict`` tries some.
 """
 
+import random
 import re
 import sys
 import tempfile
@@ -14,7 +16,8 @@ from commands import config_of
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from robustfg import assemble, rehearsal
+from robustfg import assemble, evaluate, predict, rehearsal
+from robustfg.checkpoint import Checkpoint
 from robustfg.config import CONF, plain, register_schemas
 from robustfg.errors import UserError
 
@@ -22,6 +25,7 @@ register_schemas()
 VALUES = {
     "text": "abc", "negative": -1, "zero": 0, "nan": float("nan"), "inf": float("inf"), "1e30": 1e30, "huge": 10**30,
     "empty": "", "null": None, "list": [1, "a"], "options": {"a": 1}, "fraction": 0.37, "true": True,
+    "path": "/nowhere/at/all",
 }  # fmt: skip
 TINY = (
     "experiment=smoke", "trainer.accelerator=cpu", "trainer.enable_progress_bar=false", "run_name=r",
@@ -43,31 +47,38 @@ GROUPS = ("attack", "callbacks", "data", "detector", "evaluation", "logger", "lo
           "trainer", "training", "unknown", "loss/covariance", "loss/priors", "loss/initial_means")  # fmt: skip
 
 
+EVALUATED = ("data", "evaluation", "logger", "loss", "model", "trainer")
+"""Groups whose options ``evaluate`` meets otherwise than ``train``."""
+
+
 def option_files():
-    """``(group, option)`` of every option file, and of the options outside the groups."""
-    found = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
-    return [(group, name) for group, name in found if name not in ("stored", "csv", "none", "wandb")] + [("", "")]
+    """``(command, group, option)`` of every option file, and of the options outside the groups."""
+    found = [("train", group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+    found = [entry for entry in found if entry[2] not in ("stored", "csv", "none", "wandb")]
+    stored = {"data": "stored", "loss": "stored", "model": "stored", "logger": "tensorboard"}
+    found += [("evaluate", group, stored.get(group, "default")) for group in EVALUATED]
+    return found + [(command, "", "") for command in ("train", "evaluate", "predict")]
 
 
-def composed(group, name):
-    words = [*NEEDS.get(group, ()), *ASKED.get(name, [])]
-    if group.startswith("loss/"):
-        words.append("loss=gm")
-    if group == "callbacks":
-        choice = [f"callbacks=[default,{name}]" if name != "default" else "callbacks=default"]
-    elif group == "unknown":
-        choice = [
-            f"unknown={name}",
-            "detector=energy",
-            "data=birds",
-            "data.source.train=64",
-            "data.source.test=32",
-            "data.image_size=24",
-        ]
+def composed(command, group, name, cache):
+    if command == "predict":
+        words = [f"checkpoint={cache.checkpoint}", "device=cpu", "num_workers=0"]
+    elif command == "evaluate":
+        words = [*TINY[1:], f"checkpoint={cache.checkpoint}", "attack=fgsm", "evaluation.checks=4"]
+        words += [f"{group}={name}"] if group else []
     else:
-        choice = [f"{group}={name}"] if group else []
+        words = [*TINY, *NEEDS.get(group, ()), *ASKED.get(name, [])]
+        if group.startswith("loss/"):
+            words.append("loss=gm")
+        if group == "callbacks":
+            words += [f"callbacks=[default,{name}]" if name != "default" else "callbacks=default"]
+        elif group == "unknown":
+            words += [f"unknown={name}", "detector=energy", "data=birds", "data.source.train=64", "data.source.test=32",
+                      "data.image_size=24"]  # fmt: skip
+        else:
+            words += [f"{group}={name}"] if group else []
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("train", overrides=[*TINY, *words, *choice])
+        return compose(command, overrides=words)
 
 
 def leaves(node, path=""):
@@ -82,14 +93,32 @@ def leaves(node, path=""):
             yield name
 
 
-def options_of(group, name):
-    config = composed(group, name)
+OUTSIDE = {
+    "train": ["seed", "output", "epsilon", "monitor", "init_from", "test", "run_name"],
+    "evaluate": ["seed", "output", "epsilon", "checkpoint", "trust", "run_name"],
+    "predict": [
+        "checkpoint",
+        "detectors",
+        "fpr",
+        "top",
+        "format",
+        "to",
+        "trust",
+        "device",
+        "batch_size",
+        "num_workers",
+    ],
+}
+"""Options outside the groups."""
+
+
+def options_of(command, group, name, cache):
+    config = composed(command, group, name, cache)
     top = group.partition("/")[0]
-    if not group:
-        names = ["seed", "output", "epsilon", "monitor", "init_from", "test"]
-    else:
-        names = list(leaves(config[top], top))
-    return config, names
+    return config, list(leaves(config[top], top)) if group else OUTSIDE[command]
+
+
+ACCEPTED, REFUSED = "accepted", "refused"
 
 
 class Cache:
@@ -100,10 +129,36 @@ class Cache:
         self.folder = folder
         self.data = assemble.data_of(config)
         self.classifier = assemble.classifier_of(config, self.data.classes)
+        self.checkpoint = folder / "made.ckpt"
+        torch.save({"robustfg": self.classifier.stored, "state_dict": self.classifier.state_dict()}, self.checkpoint)
 
 
-def build(config, group, cache):
-    """Builds what ``train`` builds, of the parts that a group of options changes, up to the point of training."""
+def build(command, config, group, cache):
+    """Builds what a command builds before it begins."""
+    {"train": trained, "evaluate": evaluated, "predict": predicted}[command](config, group, cache)
+
+
+def predicted(config, group, cache):
+    to = cache.folder / "rows.csv" if config["to"] is None else str(cache.folder / str(config["to"]))
+    predict.predict(config | {"to": to}, ["/nowhere.png"])
+
+
+def evaluated(config, group, cache):
+    assemble.refuse_unkept(assemble.node_of(config, "trainer"))
+    checkpoint = Checkpoint.read(config["checkpoint"])
+    config = evaluate.with_stored(config, checkpoint.config)
+    data = assemble.data_of(config)
+    checkpoint.expect_classes(data.classes)
+    classifier = assemble.classifier_of(config, checkpoint.classes)
+    checkpoint.load_into(classifier)
+    evaluation = assemble.evaluation_of(config, cache.folder, data)
+    loggers = assemble.loggers_of(config, cache.folder)
+    trainer = assemble.trainer_of(config, cache.folder, [evaluation], loggers)
+    rehearsal.rehearse_evaluation(trainer, classifier, data, evaluation)
+
+
+def trained(config, group, cache):
+    """What a group of options changes of what ``train`` builds, and one step."""
     top = group.partition("/")[0]
     everything = top in ("", "data", "unknown")
     data = assemble.data_of(config) if everything else cache.data
@@ -111,11 +166,11 @@ def build(config, group, cache):
     classifier = assemble.classifier_of(config, data.classes) if again else cache.classifier
     evaluation = assemble.evaluation_of(config, cache.folder, data)
     callbacks = [evaluation, *assemble.validation_of(config, data), *assemble.callbacks_of(config)]
-    trainer = assemble.trainer_of(config, cache.folder, callbacks, [])
+    loggers = assemble.loggers_of(config, cache.folder)
+    trainer = assemble.trainer_of(config, cache.folder, callbacks, loggers)
     rehearsal.rehearse_training(trainer, classifier, data, evaluation, config["monitor"])
     if again:
         step(classifier, data, trainer)
-    return True
 
 
 def step(classifier, data, trainer):
@@ -130,22 +185,24 @@ def step(classifier, data, trainer):
     assert "loss" in terms
 
 
-def fault(config, option, value, group, cache):
-    """What is wrong with how the commands take a value: None where they run, or end with one line that names it."""
+def fault(command, config, option, value, group, cache):
+    """What is wrong with how the commands take a value: ACCEPTED, REFUSED in one line that names it, or the fault."""
     changed = config.copy()
     try:
         OmegaConf.set_struct(changed, False)
         with open_dict(changed):
             OmegaConf.update(changed, option, value, merge=False, force_add=True)
-        node = plain(changed) | {"names": {"data": "digits", "loss": "softmax", "model": "tiny", "attack": "x"}}
+        node = plain(changed)
+        if command != "predict":
+            node |= {"names": {"data": "digits", "loss": "softmax", "model": "tiny", "attack": "x"}}
     except UserError as error:
         return judged(str(error), option)
     except Exception as error:
         from omegaconf.errors import OmegaConfBaseException
 
-        return None if isinstance(error, OmegaConfBaseException) else f"compose {type(error).__name__}: {error}"
+        return REFUSED if isinstance(error, OmegaConfBaseException) else f"compose {type(error).__name__}: {error}"
     try:
-        build(node, group, cache)
+        build(command, node, group, cache)
     except UserError as error:
         return judged(str(error), option)
     except Exception as error:
@@ -157,7 +214,7 @@ def fault(config, option, value, group, cache):
             last = last.tb_next
         where = f"{Path(last.tb_frame.f_code.co_filename).name}:{last.tb_lineno}"
         return f"{type(error).__name__}: {str(error)[:120]!r} at {where}"
-    return None
+    return ACCEPTED
 
 
 def judged(message, option):
@@ -167,7 +224,7 @@ def judged(message, option):
     named = any(
         re.search(rf"\b{re.escape(part)}\b", message) for part in (option, parts[-1], ".".join(parts[:2]), parts[0])
     )
-    return None if named else f"names no option: {message!r}"
+    return REFUSED if named else f"names no option: {message!r}"
 
 
 def small(group, name):
@@ -175,25 +232,29 @@ def small(group, name):
     return not (name in NO_DATA_HERE and group in ("data", "unknown")) and not (group == "model" and name in LARGE)
 
 
-def sweep(pick, files=None, accepted=None):
-    """``(option file, option, kind of value, fault)`` of the combinations that ``pick(number)`` chooses."""
-    number = 0
+def sweep(files, pick=lambda combinations: combinations, accepted=None):
+    """``(option file, option, kind of value, fault)`` of those combinations of option and value that ``pick`` takes."""
     with tempfile.TemporaryDirectory() as folder:
         cache = Cache(Path(folder))
-        for group, name in files or option_files():
-            if not small(group, name):
-                continue
-            config, names = options_of(group, name)
-            for option in names:
-                for kind, value in VALUES.items():
-                    number += 1
-                    if not pick(number):
-                        continue
-                    found = fault(config, option, value, group, cache)
-                    if found:
-                        yield f"{group}={name}", option, kind, found
-                    elif accepted is not None:
-                        accepted.append((f"{group}={name}", option, kind))
+        for command, group, name in files:
+            config, names = options_of(command, group, name, cache)
+            for option, kind in pick([(option, kind) for option in names for kind in VALUES]):
+                found = fault(command, config, option, VALUES[kind], group, cache)
+                if found == ACCEPTED and accepted is not None:
+                    accepted.append((f"{command}:{group}={name}", option, kind))
+                elif found not in (ACCEPTED, REFUSED):
+                    yield f"{command}:{group}={name}", option, kind, found
+
+
+def sample(each):
+    """Faults of so many combinations of one option file of each group, the same every time."""
+    drawn = random.Random(0)
+    by_group = {}
+    for entry in option_files():
+        if small(*entry[1:]):
+            by_group.setdefault(entry[:2], []).append(entry)
+    files = [drawn.choice(entries) for entries in by_group.values()]
+    return list(sweep(files, lambda combinations: drawn.sample(combinations, min(each, len(combinations)))))
 
 
 if __name__ == "__main__":
@@ -201,10 +262,13 @@ if __name__ == "__main__":
 
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    files = [tuple(word.split("=")) for word in sys.argv[1:]] or None
-    accepted = []
-    faults = 0
-    for line in sweep(lambda number: True, files, accepted):
+    words, accepted, faults = [word for word in sys.argv[1:] if word != "accepted"], [], 0
+    chosen = [entry for entry in option_files() if small(*entry[1:])]
+    if words:
+        chosen = [entry for entry in chosen if any(f"{entry[0]}:{entry[1]}={entry[2]}".startswith(w) for w in words)]
+    for line in sweep(chosen, accepted=accepted):
         faults += 1
         print(" ".join(line), flush=True)
+    if "accepted" in sys.argv:
+        print(*(" ".join(entry) for entry in accepted), sep="\n")
     print(f"{faults} faults, {len(accepted)} accepted")

@@ -7,12 +7,13 @@ from typing import Literal
 
 import pytest
 from commands import QUIET, config_of
+from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 
 from robustfg.arguments import fitting
 from robustfg.config import CONF, build
 from robustfg.errors import UserError, refuse_outside
-from robustfg.mistakes import _plain, _takes, no_value
+from robustfg.mistakes import _plain, _takes, no_value, told
 from robustfg.option_names import NoOptionError, closest, names_of
 from robustfg.words import as_typed
 
@@ -216,7 +217,6 @@ def test_whatever_a_constructor_raises_is_told_with_its_option():
         ("run_name=2026_11_30", "2026_11_30"),
         ("run_name=0012", "0012"),
         ("run_name=1e5", "1e5"),
-        ("run_name=null", "null"),
         ("run_name=true", "true"),
         ("run_name=it's", "it's"),
         ("run_name=back\\", "back\\"),
@@ -229,6 +229,14 @@ def test_whatever_a_constructor_raises_is_told_with_its_option():
 def test_a_text_is_read_as_it_was_typed(typed, read):
     config = config_of("train", *as_typed([typed]))
     assert config[typed.partition("=")[0]] == read
+
+
+@pytest.mark.parametrize("option", ["run_name", "output"])
+def test_null_is_no_name_of_a_folder(option):
+    assert as_typed([f"{option}=null"]) == [f"{option}=null"]
+    with pytest.raises(ConfigCompositionException) as error:
+        config_of("train", f"{option}=null")
+    assert told(error.value, "train", []) == f"{option} cannot be null; leave it out"
 
 
 def test_what_hydra_must_read_is_left_to_it():

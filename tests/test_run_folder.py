@@ -63,6 +63,8 @@ def test_what_ends_before_anything_is_computed_leaves_no_folder_and_takes_nothin
     (tmp_path / "a").mkdir()
     with pytest.raises(UserError):
         ended_early(folder, UserError("no"), "config.yaml", "splits.json")
+    with pytest.raises(ValueError, match="of Lightning"):
+        ended_early(folder, ValueError("of Lightning"), "config.yaml")
     with pytest.raises(KeyboardInterrupt):
         ended_early(folder, KeyboardInterrupt())
     assert list(tmp_path.rglob("*")) == [tmp_path / "a"]

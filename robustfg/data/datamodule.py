@@ -1,5 +1,6 @@
 """The data module: a source's splits as exact, reproducible loaders."""
 
+import math
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,11 @@ from robustfg.data.samples import FitSquare, Samples, Transform
 from robustfg.data.source import Source, Split
 from robustfg.data.splits import Positions, balanced_subset, fingerprint, manifest, stratified
 from robustfg.data.stored import Members, Splits
-from robustfg.errors import UserError
+from robustfg.errors import UserError, refuse_outside
 from robustfg.types import Batch
+
+SMALLEST = 2
+"""Side in pixels below which images cannot be brought to size."""
 
 
 class DataModule(pl.LightningDataModule):
@@ -69,12 +73,13 @@ class DataModule(pl.LightningDataModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        at_least_one = {"batch_size": batch_size, "eval_batch_size": eval_batch_size, "image_size": image_size}
+        at_least_one = {"batch_size": batch_size, "eval_batch_size": eval_batch_size}
         for option, value in (at_least_one | {"max_test_samples": max_test_samples}).items():
             if value is not None and value < 1:
                 raise UserError(f"data.{option} must be >= 1, got {value}")
-        if num_workers is not None and num_workers < 0:
-            raise UserError(f"data.num_workers must be >= 0, got {num_workers}")
+        for option, value in {"num_workers": num_workers, "split_seed": split_seed, "seed": seed}.items():
+            refuse_outside(f"data.{option}", value, least=0)
+        refuse_outside("data.image_size", image_size, least=SMALLEST)
         if not 0 < crop_ratio <= 1:
             raise UserError(f"data.crop_ratio must be in (0, 1], got {crop_ratio}")
         if not 0 < val_fraction < 1:
@@ -152,6 +157,13 @@ class DataModule(pl.LightningDataModule):
                 raise UserError(
                     f"data: no training image of the class {lacking[0]} is left; add images, or lower data.val_fraction"
                 )
+
+    def batches(self, split: str, world: int) -> int:
+        """Batches of a process in an epoch of training, or in a pass over another split."""
+        n = len(self.positions[split])
+        if split != "train":
+            return math.ceil(n / (world * self.eval_batch_size))
+        return max(n // (world * self.batch_size), 1)
 
     def keys(self, split: str) -> Mapping[int, str]:
         """Where every sample of a split comes from, by id."""

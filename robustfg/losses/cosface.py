@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.errors import refuse_outside
 from robustfg.losses.cosine import Cosine
 
 
@@ -27,8 +27,7 @@ class CosFace(Cosine):
         margin: float = 0.4,
     ) -> None:
         super().__init__(channels=channels, num_classes=num_classes, embedding_dim=embedding_dim, scale=scale)
-        if not margin >= 0:
-            raise UserError(f"loss.margin must be >= 0, got {margin}")
+        refuse_outside("loss.margin", margin, least=0, most=2)
         self.margin = margin
 
     def narrowed(self, cosine: Tensor) -> Tensor:

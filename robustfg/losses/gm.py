@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.errors import UserError, refuse_outside
 from robustfg.losses.base import Embedding, LossModule, Survey
 from robustfg.losses.class_means import ClassMeans
 from robustfg.losses.covariance import Covariance, Identity
@@ -72,9 +72,11 @@ class GaussianMixture(LossModule):
         log_determinant: bool = True,
     ) -> None:
         super().__init__()
-        for option, value in {"margin": margin, "likelihood": likelihood, "ramp_epochs": ramp_epochs}.items():
-            if value < 0:
-                raise UserError(f"loss.{option} must be >= 0, got {value}")
+        positive = {"margin": margin, "likelihood": likelihood, "ramp_epochs": ramp_epochs}
+        for option, value in (positive | {"likelihood_factor": likelihood_factor}).items():
+            refuse_outside(f"loss.{option}", value, least=0)
+        for option, value in {"margin_start": margin_start, "likelihood_start": likelihood_start}.items():
+            refuse_outside(f"loss.{option}", value, least=0, most=1)
         if means_momentum is not None and not 0 <= means_momentum < 1:
             raise UserError(f"loss.means_momentum must be in [0, 1), or null to learn the means, got {means_momentum}")
         self.margin = Ramp(value=margin, start=margin_start, epochs=ramp_epochs)

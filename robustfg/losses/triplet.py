@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.errors import UserError, refuse_outside
 from robustfg.losses.softmax import Softmax
 from robustfg.types import Output
 
@@ -71,9 +71,8 @@ class Triplet(Softmax):
         super().__init__(
             channels=channels, num_classes=num_classes, embedding_dim=embedding_dim, label_smoothing=label_smoothing
         )
-        for option, value in {"weight": weight, "margin": margin}.items():
-            if value < 0:
-                raise UserError(f"loss.{option} must be >= 0, got {value}")
+        refuse_outside("loss.weight", weight, least=0)
+        refuse_outside("loss.margin", margin, least=0, most=4)
         if mining not in MINING:
             raise UserError(f"loss.mining must be one of {', '.join(MINING)}, got {mining}")
         self.coefficients = {"triplet": weight}

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.errors import UserError, refuse_outside
 from robustfg.memory_layout import arrange
 from robustfg.models.stride import keep_map_large
 from robustfg.models.unreached import drop, unreached
@@ -68,6 +68,8 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         check_name(name)
+        for option, value in {"image_size": image_size, "resize": resize, "smallest_map": smallest_map}.items():
+            refuse_outside(f"model.{option}", value, least=1)
         side = resize or image_size
         small = smallest_map > 1 and side < SMALL_IMAGE
         arguments = dict(options or {}) | _token_arguments(name, side, small)

@@ -15,6 +15,8 @@ def device_of(name: str) -> torch.device:
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return found or torch.device("cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+        probe = torch.zeros(1, device=name)
+        probe.item()  # not on meta
+        return probe.device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: torch was built without it
         raise UserError(f"device={name}: {str(error).splitlines()[0]}") from error

@@ -48,7 +48,8 @@ class Pictures(Dataset[Picture]):
 def reason(error: BaseException) -> str:
     """What is wrong in a few words: the system's, the first line of the message, or the kind where there is none."""
     if isinstance(error, FileNotFoundError):
-        return "no such file"
+        pattern = any(letter in str(error.filename) for letter in "*?[")
+        return "no such file; a pattern is expanded by the shell, unquoted" if pattern else "no such file"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return next(iter(str(error).splitlines()), type(error).__name__)

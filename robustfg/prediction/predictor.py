@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustfg.data.samples import Transform
-from robustfg.errors import UserError
+from robustfg.errors import UserError, refuse_outside
 from robustfg.prediction.paths import images_in
 from robustfg.prediction.pictures import Pile, loader
 from robustfg.types import Output
@@ -44,6 +44,14 @@ def _ranked(column: str, rank: int) -> str:
     return column if rank == 1 else f"{column}_{rank}"
 
 
+def refuse_numbers(*, top: int, classes: int, batch_size: int | None, num_workers: int | None) -> None:
+    """Raises ``UserError`` for options that no predictor can have."""
+    if not 1 <= top <= classes:
+        raise UserError(f"top must be in [1, {classes}], the number of classes, got {top}")
+    refuse_outside("batch_size", batch_size, least=1)
+    refuse_outside("num_workers", num_workers, least=0)
+
+
 class Predictor:
     """Answers for image files, one row each, in order, in constant memory.
 
@@ -72,12 +80,7 @@ class Predictor:
         num_workers: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not 1 <= top <= len(classes):
-            raise UserError(f"top must be in [1, {len(classes)}], the number of classes, got {top}")
-        if batch_size < 1:
-            raise UserError(f"batch_size must be >= 1, got {batch_size}")
-        if num_workers < 0:
-            raise UserError(f"num_workers must be >= 0, got {num_workers}")
+        refuse_numbers(top=top, classes=len(classes), batch_size=batch_size, num_workers=num_workers)
         self.device = torch.device(device)
         self.network = network.to(self.device).eval()
         self.classes, self.detectors, self.transform, self.thresholds = classes, detectors, transform, thresholds

@@ -38,6 +38,12 @@ class Attacked(Regime):
                 f"training.clean_epochs={self.clean_epochs:g} leaves no epoch with attacks in trainer.max_epochs="
                 f"{max_epochs}; set training.clean_epochs=0 training.ramp_epochs=0, or train longer"
             )
+        if self.clean_epochs + self.ramp_epochs > max_epochs:
+            raise UserError(
+                f"training.ramp_epochs={self.ramp_epochs:g} after {self.clean_epochs:g} clean epochs ends beyond "
+                f"trainer.max_epochs={max_epochs}: the full epsilon would never be trained on; shorten both, or train "
+                "longer"
+            )
 
     def craft(self, model: Classify, batch: Batch, moment: Moment) -> Tensor | None:
         strength = self.strength(moment.epoch)

@@ -60,6 +60,7 @@ class Phase:
             for group, value in values.items():
                 if value is not None and not value >= 0:
                     raise UserError(f"{option}.{kind}.{group} must be >= 0, got {value}")
+        self.schedule.refuse_epochs(self.epochs, f"{option}.epochs")
         if isinstance(self.surveys, str):
             raise UserError(f"{option}.surveys must be a list, such as [{self.surveys}]")
 

@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robustfg.errors import UserError
+from robustfg.errors import UserError, refuse_outside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,15 @@ class Schedule(ABC):
     warmup_epochs: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.warmup_epochs < 0:
-            raise UserError(f"scheduler.warmup_epochs must be >= 0, got {self.warmup_epochs}")
+        refuse_outside("warmup_epochs", self.warmup_epochs, least=0)
+
+    def refuse_epochs(self, max_epochs: float, option: str) -> None:
+        """Raises ``UserError`` where the warm-up does not end within the epochs that ``option`` gives."""
+        if self.warmup_epochs > max_epochs:
+            raise UserError(
+                f"scheduler.warmup_epochs={self.warmup_epochs:g} is longer than {option}={max_epochs:g}: the learning "
+                "rate would never be reached"
+            )
 
     def __call__(self, epoch: float, max_epochs: float) -> float:
         """The factor after ``epoch`` of ``max_epochs`` epochs."""
@@ -46,6 +53,10 @@ class Cosine(Schedule):
 
     final: float = 0.0
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_outside("final", self.final, least=0, most=1)
+
     def _factor(self, epoch: float, max_epochs: float) -> float:
         span = max(max_epochs - self.warmup_epochs, 1e-12)
         progress = min(max((epoch - self.warmup_epochs) / span, 0.0), 1.0)
@@ -61,8 +72,8 @@ class Step(Schedule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.every <= 0:
-            raise UserError(f"scheduler.every must be > 0, got {self.every}")
+        refuse_outside("every", self.every, above=0)
+        refuse_outside("gamma", self.gamma, above=0)
 
     def _factor(self, epoch: float, max_epochs: float) -> float:
         return float(self.gamma ** math.floor(epoch / self.every))
@@ -74,6 +85,12 @@ class MultiStep(Schedule):
 
     milestones: Sequence[float]
     gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for milestone in self.milestones:
+            refuse_outside("milestones", milestone, above=0)
+        refuse_outside("gamma", self.gamma, above=0)
 
     def _factor(self, epoch: float, max_epochs: float) -> float:
         return float(self.gamma ** bisect_right(sorted(self.milestones), epoch))

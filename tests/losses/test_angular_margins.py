@@ -168,7 +168,7 @@ def test_cosines_are_never_taken_in_half_precision(kind):
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [(CosFace, {"scale": 0}, r"loss\.scale must be > 0, got 0"),
-     (CosFace, {"margin": -0.1}, r"loss\.margin must be >= 0, got -0.1"),
+     (CosFace, {"margin": -0.1}, r"loss\.margin must be in \[0, 2\], got -0.1"),
      (ArcFace, {"margin": 2}, r"loss\.margin must be in \[0, pi/2\], got 2"),
      (LargeMarginSoftmax, {"multiple": 0}, r"loss\.multiple must be a whole number >= 1, got 0"),
      (LargeMarginSoftmax, {"lambda_min": -1}, r"loss\.lambda_min must be >= 0, got -1"),
