@@ -1,11 +1,10 @@
 """Options that cannot be: one plain line that names the option, exit status 1, no traceback."""
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Literal
 
 import pytest
+import warm
 from commands import QUIET, config_of
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
@@ -20,9 +19,7 @@ from robustfg.words import as_typed
 
 def line(command, *words):
     """The one line on stderr of a command that fails."""
-    done = subprocess.run(
-        [sys.executable, "-m", f"robustfg.{command}", *words], capture_output=True, text=True, check=False
-    )
+    done = warm.run(f"robustfg.{command}", *words)
     assert done.returncode == 1
     assert done.stderr.startswith("robustfg: ")
     assert "Traceback" not in done.stderr + done.stdout

@@ -14,7 +14,8 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from commands import config_of, obey_interrupts
+import warm
+from commands import config_of
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
@@ -89,9 +90,8 @@ def expected(tree, checkpoint):
 
 
 def run(*words, given="", cwd=None):
-    words = [sys.executable, "-m", "robustfg.predict", *map(str, words)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE), str(HERE.parent)])}
-    return subprocess.run(words, input=given, capture_output=True, text=True, cwd=cwd, env=environment, timeout=120)
+    environment = {"PYTHONPATH": str(HERE)}
+    return warm.run("robustfg.predict", *map(str, words), given=given, cwd=cwd, environment=environment)
 
 
 def config(*overrides):
@@ -325,10 +325,7 @@ def test_rows_are_kept_where_it_is_stopped_or_a_loader_dies(checkpoint, mixed, t
     for case, workers in (("INT", 0), ("TERM", 0), ("loader", 1)):
         to = tmp_path / f"{case}.csv"
         words = [f"checkpoint={checkpoint}", f"to={to}", "batch_size=1", f"num_workers={workers}", "-"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "robustfg.predict", *words], stdin=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, preexec_fn=obey_interrupts,
-        )  # fmt: skip
+        process = warm.start("robustfg.predict", *words)
         process.stdin.write("\n".join(names) + "\n")
         process.stdin.flush()
         partial = tmp_path / f"{case}.csv.partial"
@@ -336,7 +333,7 @@ def test_rows_are_kept_where_it_is_stopped_or_a_loader_dies(checkpoint, mixed, t
             assert process.poll() is None, process.stderr.read()
             time.sleep(0.1)
         if case == "loader":
-            loaders = ["pgrep", "-P", str(process.pid), "-f", "robustfg.predict"]
+            loaders = ["pgrep", "-P", str(process.pid)]
             os.kill(int(subprocess.run(loaders, capture_output=True, text=True).stdout), signal.SIGKILL)
         else:
             process.send_signal(getattr(signal, f"SIG{case}"))
@@ -584,10 +581,7 @@ def test_words_are_split_into_options_and_paths(tmp_path, monkeypatch):
     [("che", "checkpoint="), ("device=", "device=auto"), ("", "fpr="), ("a.png b/ for", "format=")],
 )
 def test_a_shell_completes_options_after_paths(typed, offered):
-    environment = os.environ | {"COMP_LINE": f"robustfg-predict a.png top=1 {typed}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "robustfg.predict", "-sc", "query=bash"], capture_output=True, text=True,
-        env=environment, cwd=HERE.parent,
-    )  # fmt: skip
+    environment = {"COMP_LINE": f"robustfg-predict a.png top=1 {typed}"}
+    done = warm.run("robustfg.predict", "-sc", "query=bash", environment=environment, cwd=HERE.parent)
     assert done.returncode == 0, done.stderr
     assert offered in done.stdout.split()

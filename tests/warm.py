@@ -97,6 +97,13 @@ def start(module, *words, cwd=None, start_new_session=False, environment=None):
     )
 
 
+def run(module, *words, given="", **options):
+    """As ``start``, when it has ended; ``given`` is its input."""
+    process = start(module, *words, **options)
+    out, err = process.communicate(given)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
 def forked(requests):
     """What the process that returns from here shall be; the server stays inside until the tests end."""
     woken, wakes = socket.socketpair()

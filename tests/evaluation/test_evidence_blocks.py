@@ -3,11 +3,7 @@
 import io
 import json
 import math
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import annotated
 import numpy as np
@@ -16,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import toy
+import warm
 from rich.console import Console
 
 from robustfg.evaluation.records import RecordStore
@@ -192,17 +189,9 @@ def test_two_processes_with_uneven_shards_find_what_one_does(whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    paths = [str(Path(__file__).parents[1]), *filter(None, sys.path)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, annotated.__file__, str(rank), str(port), str(tmp_path)],
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
+    processes = [warm.start(annotated.__file__, str(rank), str(port), str(tmp_path)) for rank in range(2)]
     try:
-        outputs = [process.communicate()[0] for process in processes]
+        outputs = ["\n".join(process.communicate()) for process in processes]
     finally:
         for process in processes:
             process.kill()

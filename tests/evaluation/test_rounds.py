@@ -1,14 +1,12 @@
 """What an attack found on a batch is kept round by round; a continued evaluation ends with the same."""
 
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+import warm
 from killed import KILLS, cascade
 from toy import data_module, evaluate
 
@@ -105,10 +103,7 @@ def test_portions_follow_from_the_models_operations_and_the_rounds_length(traine
 def test_an_evaluation_killed_again_and_again_ends_with_the_records_of_one_that_was_not(trained, tmp_path):
     torch.save(trained.state_dict(), tmp_path / "weights.pt")
     script = Path(__file__).with_name("killed.py")
-    paths = os.pathsep.join(map(str, (script.parents[1], *script.parents[2:3])))
-    found = subprocess.run(
-        [sys.executable, script, tmp_path], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths}
-    )
+    found = warm.run(str(script), str(tmp_path))
     assert found.returncode == 0, found.stderr
     assert int(found.stdout.split()[-1]) == KILLS
     files = sorted(path.relative_to(tmp_path / "whole").as_posix() for path in (tmp_path / "whole").rglob("*"))
