@@ -1,0 +1,28 @@
+"""An objective and its gradient to the images."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustfg.types import Output
+
+
+@dataclass(frozen=True)
+class InputGradient:
+    """An objective, its gradient, and the model's answer at some images."""
+
+    value: Tensor
+    """``(b,)`` what is maximised."""
+    gradient: Tensor
+    """``(b, C, H, W)``; zero where it was not finite."""
+    output: Output | Tensor
+    """The model's answer, detached."""
+
+
+def gradient_of(value: Tensor, image: Tensor, *, retain_graph: bool = False) -> Tensor:
+    """Derivative of the scalar ``value``; zero where the model cuts the graph, which counts as a dead gradient."""
+    if not value.requires_grad:
+        return torch.zeros_like(image)
+    gradient = torch.autograd.grad(value, image, allow_unused=True, retain_graph=retain_graph)[0]
+    return torch.zeros_like(image) if gradient is None else gradient
