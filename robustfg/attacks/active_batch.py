@@ -13,7 +13,7 @@ from robustfg.attacks.confirmation import Confirmation
 from robustfg.attacks.contract import warn_of_answers
 from robustfg.attacks.engine import Run, average, steps_between_drops
 from robustfg.attacks.input_gradient import InputGradient, gradient_of
-from robustfg.attacks.lowest_score import LowestScore, any_by_sample, lowest_by_sample
+from robustfg.attacks.lowest_score import LowestScore, lowest_by_sample, sum_by_sample
 from robustfg.attacks.objectives import Objective
 from robustfg.attacks.threat import Threat
 from robustfg.attacks.transforms import Change
@@ -262,42 +262,36 @@ class ActiveBatch:
 
     def _record(self, image: Tensor, output: Output | Tensor, of: Tensor | None = None) -> Tensor:
         """Margins ``(n,)`` of what was asked; keeps what is better than before and counts the passes."""
+        best, logits, samples = self._best, logits_of(output), self.run.engine.samples
         if not self._answered:
             self._answered = True
-            warn_of_answers(logits_of(output))
+            warn_of_answers(logits)
         rows = slice(None) if of is None else of
-        clean, label, active = self.clean[rows], self.label[rows], self._active[rows]
-        margin = -self.decision(output, label).to(self._best.margin.dtype)
+        label, allowed = self.label[rows], self._active[rows]
+        margin = -self.decision(output, label).to(best.margin.dtype)
+        wrong, score = margin < 0, margin
+        if self.options.minimise_norm:
+            size = self.threat.size(image.double() - self.clean[rows].double())
+            score = torch.where(wrong, size, torch.inf).to(margin.dtype)
+            allowed = allowed & (size <= self.threat.radius)
+        if self._lowest is not None:
+            self._lowest.record(image, output, label, margin, self._samples[rows], allowed)
+        solved, at = wrong & allowed, (image, margin)
         if of is None:
             self.margin = margin
-        wrong, inside, score = margin < 0, None, margin
-        if self.options.minimise_norm:
-            size = self.threat.size(image.double() - clean.double())
-            inside, score = size <= self.threat.radius, torch.where(wrong, size, torch.inf).to(margin.dtype)
-        if self._lowest is not None:
-            allowed = active if inside is None else active & inside
-            self._lowest.record(image, output, label, margin, self._samples[rows], allowed)
-        solved = wrong if inside is None else wrong & inside
-        self._keep(image, logits_of(output), margin, score, wrong, solved, of)
-        samples = self.run.engine.samples
-        each = samples if of is None else torch.zeros_like(self.label).index_add(0, of, torch.ones_like(of)) * samples
-        self.count_passes(each)
-        return margin
-
-    def _keep(
-        self, image: Tensor, logits: Tensor, margin: Tensor, score: Tensor, wrong: Tensor, solved: Tensor,
-        of: Tensor | None,
-    ) -> None:  # fmt: skip
-        """Keeps what is better than before; arguments ``(n, …)`` as in ``_record``."""
-        best, last = self._best, image if of is None else None
-        if of is not None:  # of each sample's images the best counts
+        else:  # of each sample's images the best one counts
+            wrong, solved = (sum_by_sample(flag, of, len(self)) > 0 for flag in (wrong, solved))
             score, pick = lowest_by_sample(score.nan_to_num(nan=torch.inf, posinf=torch.inf), of, len(self))
-            wrong, solved = (any_by_sample(flag, of, len(self)) for flag in (wrong, solved))
-            image, logits, margin = image[pick], logits[pick], margin[pick]
+            at, logits = (image[pick], margin[pick]), logits[pick]
         best.first_success = torch.where(wrong & (best.first_success < 0), best.forwards, best.first_success)
-        better = torch.zeros_like(self._active)
+        better = torch.zeros_like(solved)
         if self._tracks:
-            better = (score < best.score) & (self._active if self.options.minimise_norm else ~best.fooled)
-            best.improve(better, image, score, margin)
+            better = score < best.score
+            if of is None and not self.options.minimise_norm:  # a margin may be infinite
+                better = better | best.margin.isnan()
+            better = better & (self._active if self.options.minimise_norm else ~best.fooled)
+            best.improve(better, at[0], score, at[1])
             best.fooled = best.fooled | solved
-        self._confirmation.record(last, logits, better)
+        self._confirmation.record(image if of is None else None, logits, better)
+        self.count_passes(samples if of is None else samples * sum_by_sample(torch.ones_like(of), of, len(self)))
+        return margin

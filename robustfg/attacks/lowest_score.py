@@ -22,9 +22,9 @@ def lowest_by_sample(value: Tensor, of: Tensor, count: int) -> tuple[Tensor, Ten
     return lowest, torch.full((count,), len(of) - 1, device=of.device).scatter_reduce(0, of, position, "amin")
 
 
-def any_by_sample(flag: Tensor, of: Tensor, count: int) -> Tensor:
-    """Whether any of each sample's flags is set, ``(count,)`` bool; arguments as ``lowest_by_sample``."""
-    return torch.zeros(count, dtype=torch.int64, device=of.device).index_add(0, of, flag.long()) > 0
+def sum_by_sample(value: Tensor, of: Tensor, count: int) -> Tensor:
+    """The sum of each sample's flags or numbers, ``(count,)`` int64; arguments as ``lowest_by_sample``."""
+    return torch.zeros(count, dtype=torch.int64, device=of.device).index_add(0, of, value.long())
 
 
 class LowestScore:

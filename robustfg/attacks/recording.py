@@ -73,7 +73,7 @@ class Recorded:
     @torch.no_grad()
     def agrees(self, image: Tensor) -> bool:
         """Whether the model still answers ``(n, C, H, W)`` as recorded."""
-        own, played = logits_of(self._answer(image)), logits_of(self(image))
+        own, played = (logits_of(in_pieces(answer, image, self._size)) for answer in (self._answer, self._replayed))
         return bool((own - played).abs().max() <= AGREEMENT * (own.max() - own.min()))
 
     def _flat(self, image: Tensor) -> tuple[Tensor, ...]:
