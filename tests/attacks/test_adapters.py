@@ -621,13 +621,13 @@ def test_the_options_on_disk_name_attacks_and_settings_that_exist(option):
     assert (only(attack.within(replace(attack.threat, epsilon=0.3)), smooth(dtype=torch.float32)).margin < 0).any()
 
 
-def test_passes_of_others_are_charged_to_the_samples_still_there():
+def test_passes_of_other_libraries_count_for_the_active_samples():
     net, image = smooth(), images(3).double()
     task = Task.of(image, predicted(net, image), None, draw=0, logits=None)
     batch = ActiveBatch(Run(Engine(fold=False), net), task, threat=linf(), decision=Margin())
     batch.evaluate(image)
     batch.select(torch.tensor([True, False, True]))
-    batch.charge(torch.tensor([5, 7]), torch.tensor([1, 0]))
-    _, _, _, forwards, backwards, _ = batch.results()
-    assert forwards.tolist() == [6, 1, 8]
-    assert backwards.tolist() == [1, 0, 0]
+    batch.count_passes(torch.tensor([5, 7]), torch.tensor([1, 0]))
+    found = batch.results()
+    assert found.forwards.tolist() == [6, 1, 8]
+    assert found.backwards.tolist() == [1, 0, 0]
