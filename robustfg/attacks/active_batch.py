@@ -179,7 +179,7 @@ class ActiveBatch:
 
     def _check(self, mask: Tensor, *, final: bool) -> None:
         """Asks the model itself about what a copy has found for the samples that ``mask`` ``(b,)`` names."""
-        if self.run.copied:
+        if self.run.surrogate_used:
             self._confirmation.check(mask, self._best, self.label, self.index, final=final)
 
     def _remain(self, mask: Tensor, *state: *States) -> tuple[*States]:

@@ -41,9 +41,9 @@ class Confirmation:
             output: the answer.
             improved: ``(b,)`` bool, the samples whose best image this now is.
         """
-        if not self.run.copied:
+        if not self.run.surrogate_used:
             return
-        if self.run.own_word:
+        if self.run.by_model:
             self._by_copy = self._by_copy & ~improved
             return
         logits = logits_of(output)
@@ -83,7 +83,7 @@ class Confirmation:
         denied = found.fooled & ~wrong
         differs = self.run.differs(logits_of(own), seen)
         if bool(differs.any()):
-            self.run.give_up()
+            self.run.drop_surrogate()
         self.differs[self._samples[rows]] |= differs | (denied & final)
         found.improve(by_copy | (margin < found.margin), image, margin, margin)
         first = found.first_success.masked_fill(denied, -1)

@@ -101,17 +101,10 @@ class Engine:
     ) -> Iterator["Run"]:
         """The model frozen and prepared, and torch's generators seeded; all given back as it was, also after an error.
 
-        Args:
-            model: what is attacked.
-            image: some of the images.
-            classes: how many it must know at least.
-            key: of the model's own random numbers.
-            passes: about how many will be asked for.
+        Arguments as for ``Run``; ``image`` is one of the batch's device.
         """
-        # The weights of a model in training change before graphs of its passes would pay.
-        graphs = self.compile == "cudagraphs" or (
-            self.compile == "auto" and self.fold and not getattr(model, "training", False)
-        )
+        chosen = self.compile == "auto" and self.fold and not getattr(model, "training", False)  # weights would change
+        graphs = chosen or self.compile == "cudagraphs"
         with attackable(model, listens=not self.compiles, buffers=True), keyed_generators(image.device, *key, "model"):
             yield Run(self, bare(model), classes, key, passes, graphs=graphs)
 
@@ -119,31 +112,34 @@ class Engine:
 class Run:
     """A prepared model.
 
-    The first question is answered by the model itself. Where a search is long enough, a copy answers the others, unless
-    the model draws random numbers. The model gets images of its own, which it may write over, in the type of its
-    weights if it refuses them as they are. Answers in half precision become float32.
+    The first question is answered by the model itself. If the search is long enough and the model draws no random
+    numbers, a surrogate copy answers the others. The model gets copies of the images, which it may overwrite, in the
+    type of its weights if it refuses them as they are. Answers in half precision become float32.
 
     Args:
         engine: how it is run.
-        itself: the attacked model.
+        original: the attacked model.
         classes: how many the model must know at least.
         key: of the model's own random numbers.
         passes: about how many will be asked for.
         graphs: CUDA graphs may be recorded.
-        quick: what answers all questions but the first; None: what ``engine`` says.
+        surrogate: answers all questions but the first; None: the engine chooses.
 
     Attributes:
-        own_word: whether the last answer was the model's own, in full precision.
-        copied: whether any answer was a copy's.
+        by_model: whether the last answer was the model's own, in full precision.
+        surrogate_used: whether any answer was a copy's.
     """
 
     def __init__(
-        self, engine: Engine, itself: Model, classes: int = 0, key: tuple[int | str, ...] = (), passes: int = FEW,
-        graphs: bool = False, quick: Model | None = None,
+        self, engine: Engine, original: Model, classes: int = 0, key: tuple[int | str, ...] = (), passes: int = FEW,
+        graphs: bool = False, surrogate: Model | None = None,
     ) -> None:  # fmt: skip
-        self.engine, self.itself, self.classes, self.key = engine, itself, classes, key
-        self.own_word, self.copied = True, False
-        self._quick, self._quickens = quick, quick is None and passes >= FEW and not isinstance(itself, AsItIs)
+        self.engine, self.original, self.classes, self.key = engine, original, classes, key
+        self.by_model, self.surrogate_used = True, False
+        self._surrogate, self._seeks = (
+            surrogate,
+            surrogate is None and passes >= FEW and not isinstance(original, AsItIs),
+        )
         self._graphs = graphs
         self._type: torch.dtype | None = None
         self._asked = 0
@@ -161,10 +157,10 @@ class Run:
 
     def once(self, image: Tensor, index: Tensor | None = None) -> Output | Tensor:
         """One forward pass."""
-        self.own_word = self._quick is None or self._asked < self.engine.samples
+        self.by_model = self._surrogate is None or self._asked < self.engine.samples
         self._asked += 1
-        self.copied |= not self.own_word
-        ask = self._quickly if not self.own_word else self._first if self._asked == 1 else self._own
+        self.surrogate_used |= not self.by_model
+        ask = self._by_surrogate if not self.by_model else self._first if self._asked == 1 else self._own
         return self._in_pieces(ask, image, index)
 
     @torch.no_grad()
@@ -174,20 +170,20 @@ class Run:
         return average([self._in_pieces(ask, image, index) for _ in range(self.engine.samples)])
 
     def differs(self, own: Tensor, other: Tensor) -> Tensor:
-        """For which of its own logits ``(n, K)`` a copy has given others than rounding makes, ``(n,)`` bool."""
+        """Whether a copy's logits ``(n, K)`` differ from the model's ``own`` by more than rounding, ``(n,)`` bool."""
         if self.engine.half is not None or torch.is_autocast_enabled(own.device.type):
             return apart(own, other, 10 * AGREEMENT, 10 * AGREEMENT * self._spread)
         return apart(own, other, AGREEMENT, ROUNDING * self._spread)
 
-    def give_up(self) -> None:
+    def drop_surrogate(self) -> None:
         """The model itself answers from here on: a copy has answered otherwise."""
-        self._quick = None
+        self._surrogate = None
 
     def logit_error(self, output: Output | Tensor) -> Tensor:
         """By how much a logit must lead in ``output`` so that it surely leads, ``(n,)``: rounding, to aim beyond it."""
         logits = logits_of(output).detach()
         unit = torch.finfo(self.engine.half or logits.dtype).eps
-        rounding = 2 if self.own_word or self.engine.half else 16
+        rounding = 2 if self.by_model or self.engine.half else 16
         return rounding * unit * logits.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).abs().amax(1)
 
     def _in_pieces(self, forward: Model, image: Tensor, index: Tensor | None) -> Output | Tensor:
@@ -207,45 +203,45 @@ class Run:
         return forward(image)
 
     def _own(self, image: Tensor) -> Output | Tensor:
-        return self._told(self.itself(self._given(image)), image)
+        return self._checked(self.original(self._given(image)), image)
 
     def _first(self, image: Tensor) -> Output | Tensor:
-        """The model's own answer to the first images that it is asked about; looks for something faster meanwhile."""
-        quickens, self._quickens = self._quickens, False
+        """The model's own answer to the first question; a surrogate copy is made meanwhile."""
+        seeks, self._seeks = self._seeks, False
         try:
-            return self._told(self._answer(self._given(image), quickens), image, first=True)
+            return self._checked(self._answer(self._given(image), seeks), image, first=True)
         except Exception:
-            others = {p.dtype for m in held_by(self.itself) for p in m.parameters() if p.is_floating_point()}
+            others = {p.dtype for m in held_by(self.original) for p in m.parameters() if p.is_floating_point()}
             if len(others) != 1 or image.dtype in others:
                 raise
             try:
                 self._type = others.pop()
-                return self._told(self._answer(self._given(image), quickens), image, first=True)
+                return self._checked(self._answer(self._given(image), seeks), image, first=True)
             except Exception:
                 self._type = None
             raise
 
-    def _answer(self, image: Tensor, quickens: bool) -> Output | Tensor:
+    def _answer(self, image: Tensor, seeks: bool) -> Output | Tensor:
         engine, copy = self.engine, None
-        if not quickens or (engine.exact() == engine):
-            return self.itself(image.clone())
+        if not seeks or (engine.exact() == engine):
+            return self.original(image.clone())
         drawn = _generators(image.device)
-        if engine.fold and isinstance(self.itself, nn.Module):
-            answer, copy = folded(self.itself, image)
+        if engine.fold and isinstance(self.original, nn.Module):
+            answer, copy = folded(self.original, image)
         else:
-            answer = self.itself(image.clone())
+            answer = self.original(image.clone())
         if all(map(torch.equal, drawn, _generators(image.device))):
             with keyed_generators(image.device, "trial"):
-                self._quick = self._quickened(copy, image)
+                self._surrogate = self._surrogate_of(copy, image)
         return answer
 
-    def _quickened(self, copy: nn.Module | None, image: Tensor) -> Model | None:
+    def _surrogate_of(self, copy: nn.Module | None, image: Tensor) -> Model | None:
         """What the search runs on; None where nothing but the model itself pays or answers alike."""
-        engine, model = self.engine, copy or self.itself
+        engine, model = self.engine, copy or self.original
         if self._graphs:
             self._alive = copy  # recordings hold it weakly
             surely = engine.compile == "cudagraphs"
-            played = recorded(self.itself, model, image.detach(), engine.half, size=engine.fixed_batch, surely=surely)
+            played = recorded(self.original, model, image.detach(), engine.half, size=engine.fixed_batch, surely=surely)
             if played is not None:
                 return played
         if engine.compiles:
@@ -256,34 +252,33 @@ class Run:
         """An image of the model's own."""
         return image.clone() if self._type is None else image.to(self._type)
 
-    def _quickly(self, image: Tensor) -> Output | Tensor:
-        if self._quick is None:
+    def _by_surrogate(self, image: Tensor) -> Output | Tensor:
+        if self._surrogate is None:
             return self._own(image)
         try:
-            return self._searched(self._quick, image)
+            return self._searched(self._surrogate, image)
         except Exception as error:  # a speed-up never ends an attack
             if isinstance(error, UserError) and self.engine.compile != "auto":
                 raise
             if self.engine.compiles:
                 warnings.warn(f"engine.compile: the model runs as it is, {error}", stacklevel=2)
-            self._quick = None
+            self._surrogate = None
             return self._own(image)
 
-    def _searched(self, quick: Model, image: Tensor) -> Output | Tensor:
-        half, given = self.engine.half, self._given(image)
-        compiled = self.engine.compiles
+    def _searched(self, surrogate: Model, image: Tensor) -> Output | Tensor:
+        half, given, compiled = self.engine.half, self._given(image), self.engine.compiles
         if compiled and given.requires_grad:
             # A CUDA graph writes its next gradient over this one, and its next answer.
             given.register_hook(torch.Tensor.clone)  # type: ignore[no-untyped-call]
         with torch.autocast(image.device.type, half) if half else nullcontext():
-            output = self._told(quick(given), image)
+            output = self._checked(surrogate(given), image)
         return mapped(output, torch.Tensor.clone) if compiled else output
 
-    def _told(self, answer: Output | Tensor, image: Tensor, *, first: bool = False) -> Output | Tensor:
-        told = mapped(checked(answer, len(image), self.classes), _whole)
+    def _checked(self, answer: Output | Tensor, image: Tensor, *, first: bool = False) -> Output | Tensor:
+        answer = mapped(checked(answer, len(image), self.classes), _whole)
         if first and len(image):
-            self._spread = spread_of(logits_of(told).detach()).amax()
-        return told
+            self._spread = spread_of(logits_of(answer).detach()).amax()
+        return answer
 
 
 def _whole(value: Tensor) -> Tensor:

@@ -206,31 +206,31 @@ They hold weights and answers, but no module: one may refer to the model, which 
 
 
 def recorded(
-    itself: Model, model: Model, image: Tensor, half: torch.dtype | None, *, size: int | None, surely: bool
+    original: Model, model: Model, image: Tensor, half: torch.dtype | None, *, size: int | None, surely: bool
 ) -> Model | None:
     """A model's passes replayed; None on the CPU, where that does not pay, and where a recording answers otherwise.
 
-    Recordings are kept as long as the weights of ``itself`` stay the same; every call compares answers.
+    Recordings are kept as long as the weights of ``original`` stay the same; every call compares answers.
 
     Args:
-        itself: the attacked model.
+        original: the attacked model.
         model: it or its copy, frozen and in eval mode.
         image: ``(B, C, H, W)``.
         half: run under autocast with this type; None: as it would be run now.
         size: images in a pass; None: the power of two from B on.
         surely: record at once, and raise ``UserError`` for a model that cannot be recorded.
     """
-    if not image.is_cuda or not isinstance(model, nn.Module) or not isinstance(itself, nn.Module):
+    if not image.is_cuda or not isinstance(model, nn.Module) or not isinstance(original, nn.Module):
         return None
-    if not surely and not pays(itself, image):
+    if not surely and not pays(original, image):
         return None
     kind = image.device.type
     if half is None and torch.is_autocast_enabled(kind):
         half = torch.get_autocast_dtype(kind)
     size = size or 1 << (len(image) - 1).bit_length()
-    weights = tuple((tensor.data_ptr(), tensor._version) for tensor in (*itself.parameters(), *itself.buffers()))
-    key = size, tuple(image.shape[1:]), image.dtype, half, model is itself, weights
-    kept = _KEPT.setdefault(itself, {})
+    weights = tuple((tensor.data_ptr(), tensor._version) for tensor in (*original.parameters(), *original.buffers()))
+    key = size, tuple(image.shape[1:]), image.dtype, half, model is original, weights
+    kept = _KEPT.setdefault(original, {})
     for elsewhere in [other for other in kept if other[-1] != weights]:
         del kept[elsewhere]
     met, known = key in kept, kept.get(key)
@@ -253,12 +253,12 @@ def recorded(
     return kept[key] or None
 
 
-def pays(itself: nn.Module, image: Tensor) -> bool:
+def pays(original: nn.Module, image: Tensor) -> bool:
     """Whether graphs are worth their recording: small batches ``(B, C, H, W)``, and plain modules on one device."""
     small = len(image) * image.shape[2] * image.shape[3] <= LARGEST
-    if not small or any(runs_as_a_whole(part) for part in itself.modules()):
+    if not small or any(runs_as_a_whole(part) for part in original.modules()):
         return False
-    return all(tensor.device == image.device for tensor in (*itself.parameters(), *itself.buffers()))
+    return all(tensor.device == image.device for tensor in (*original.parameters(), *original.buffers()))
 
 
 def in_pieces(forward: Model, image: Tensor, size: int) -> Output | Tensor:

@@ -126,7 +126,7 @@ def grey(*levels):
 
 def active_batch_of(clean, by=0.01, **options):
     model, label = Brightness(1.0), torch.zeros(len(clean), dtype=torch.int64)
-    run = Run(Engine(), model, quick=Off(model, by))
+    run = Run(Engine(), model, surrogate=Off(model, by))
     run(clean)  # the first question is answered by the model itself
     task = Task.of(clean, label, None, draw=0, logits=None)
     return ActiveBatch(run, task, threat=Linf(epsilon=1), decision=Margin(), **options)
@@ -183,9 +183,9 @@ def test_asking_the_model_itself_is_a_pass_of_those_samples_only():
 def test_where_a_copy_answers_otherwise_it_is_given_up_and_the_sample_misjudged():
     clean = grey(0.2, 0.4, 0.8)
     batch = active_batch_of(clean, -0.15)
-    assert batch.run.copied is False
+    assert batch.run.surrogate_used is False
     batch.evaluate(clean)
-    assert batch.run.copied
+    assert batch.run.surrogate_used
     batch.drop_fooled()
     assert batch.surrogate_differs.tolist() == [
         False,
@@ -193,7 +193,7 @@ def test_where_a_copy_answers_otherwise_it_is_given_up_and_the_sample_misjudged(
         True,
     ]  # the model is asked about the copy's successes
     batch.evaluate(clean[:2])
-    assert batch.run.own_word
+    assert batch.run.by_model
 
 
 def test_images_that_are_kept_to_the_end_are_compared_too():
