@@ -8,11 +8,11 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.ascent import Ascent
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.slope import Slope
+from robustfg.attacks.input_gradient import InputGradient
 from robustfg.attacks.transforms import unchanged
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -37,17 +37,17 @@ class Track(NamedTuple):
     """What the next checkpoint compares with."""
     target: Tensor
 
-    def after(self, slope: Slope) -> Self:
+    def after(self, answer: InputGradient) -> Self:
         """Takes in what the model answered at ``current``."""
-        higher = slope.value > self.best_value
+        higher = answer.value > self.best_value
         wide = higher[:, None, None, None]
         return self._replace(
-            gradient=slope.gradient,
-            value=slope.value,
-            rises=self.rises + (slope.value > self.value),
+            gradient=answer.gradient,
+            value=answer.value,
+            rises=self.rises + (answer.value > self.value),
             best=torch.where(wide, self.current, self.best),
-            best_gradient=torch.where(wide, slope.gradient, self.best_gradient),
-            best_value=torch.where(higher, slope.value, self.best_value),
+            best_gradient=torch.where(wide, answer.gradient, self.best_gradient),
+            best_value=torch.where(higher, answer.value, self.best_value),
         )
 
     def back_to_best(self, where: Tensor) -> Self:
@@ -78,44 +78,44 @@ class AutomaticAscent(Ascent):
     def describe(self) -> Mapping[str, object]:
         return {**super().describe(), "random_start": self.random_start}
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
-        target = self.aim(victim, restart)
-        if len(victim):
-            start = self.random_image(victim, draws) if self.random_start or self.again(restart) else victim.clean
-            self.climb(victim, start, target)
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
+        target = self.aim(batch, restart)
+        if len(batch):
+            start = self.random_image(batch, draws) if self.random_start or self.again(restart) else batch.clean
+            self.climb(batch, start, target)
 
-    def climb(self, victim: Victim, start: Tensor, target: Tensor, *, rehearsal: bool = False) -> Track:
+    def climb(self, batch: ActiveBatch, start: Tensor, target: Tensor, *, rehearsal: bool = False) -> Track:
         """Takes the steps of one round; returns where the samples that are left stand.
 
         Args:
-            victim: the samples; not empty.
+            batch: the samples; not empty.
             start: ``(b, C, H, W)`` inside ``self.threat``.
             target: ``(b,)`` as ``aim`` gave them.
-            rehearsal: ``self.threat`` is not the victim's: the images are no candidates, and the last one's gradient is
+            rehearsal: ``self.threat`` is not the batch's: the images are no candidates, and the last one's gradient is
                 taken, too.
         """
         seen_as = unchanged if rehearsal else None
-        slope = victim.slope(start, self.towards(victim, target), seen_as=seen_as)
+        answer = batch.gradient(start, self.towards(batch, target), seen_as=seen_as)
         track = Track(
-            start, start, slope.gradient, slope.value, torch.zeros_like(target), start, slope.gradient,
-            slope.value, torch.empty_like(slope.value), torch.empty_like(slope.value), target,
+            start, start, answer.gradient, answer.value, torch.zeros_like(target), start, answer.gradient,
+            answer.value, torch.empty_like(answer.value), torch.empty_like(answer.value), target,
         )  # fmt: skip
-        track = self._begun(track, victim.clean)
+        track = self._begun(track, batch.clean)
         last = 0
         for taken in range(self.steps):
             if taken:
-                track = track.after(victim.slope(track.current, self.towards(victim, track.target), seen_as=seen_as))
-            track = Track(*victim.leave(*track))
-            if not len(victim):
+                track = track.after(batch.gradient(track.current, self.towards(batch, track.target), seen_as=seen_as))
+            track = Track(*batch.drop_fooled(*track))
+            if not len(batch):
                 return track
             if taken in self.checkpoints:
-                track = self._checked(track, victim.clean, taken - last)._replace(rises=torch.zeros_like(track.target))
+                track = self._checked(track, batch.clean, taken - last)._replace(rises=torch.zeros_like(track.target))
                 last = taken
-            moved = self._moved(track, victim.clean, taken)
+            moved = self._moved(track, batch.clean, taken)
             track = track._replace(current=moved, previous=track.current)
         if rehearsal:
-            return track.after(victim.slope(track.current, self.towards(victim, track.target), seen_as=seen_as))
-        victim.look(track.current)
+            return track.after(batch.gradient(track.current, self.towards(batch, track.target), seen_as=seen_as))
+        batch.evaluate(track.current)
         return track
 
     @property

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.apgd import AutomaticAscent, Track
 from robustfg.attacks.balls import L1
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 ROUNDING = 1e-6
@@ -62,23 +62,23 @@ class L1APGD(AutomaticAscent):
     def checkpoints(self) -> tuple[int, ...]:
         return tuple(range(self.period, self.steps, self.period))
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         if not self.larger_first:
-            super().search(victim, draws, restart)
+            super().search(batch, draws, restart)
             return
-        target = self.aim(victim, restart)
-        if not len(victim):
+        target = self.aim(batch, restart)
+        if not len(batch):
             return
         share = -(-3 * self.steps // 10)
         larger, large = self._stage(3, share), self._stage(2, share)
-        track = larger.climb(victim, larger.random_image(victim, draws), target, rehearsal=True)
-        track = large.climb(victim, large.threat.project(track.best, victim.clean), target, rehearsal=True)
-        start = self.threat.project(track.best, victim.clean)
-        self._stage(1, self.steps - 2 * share).climb(victim, start, target)
+        track = larger.climb(batch, larger.random_image(batch, draws), target, rehearsal=True)
+        track = large.climb(batch, large.threat.project(track.best, batch.clean), target, rehearsal=True)
+        start = self.threat.project(track.best, batch.clean)
+        self._stage(1, self.steps - 2 * share).climb(batch, start, target)
 
-    def random_image(self, victim: Victim, draws: Draws) -> Tensor:
-        noise = draws.normals(victim.clean[0].numel(), victim.index, "start").view_as(victim.clean)
-        return self.threat.project(victim.clean + noise.to(victim.clean), victim.clean)
+    def random_image(self, batch: ActiveBatch, draws: Draws) -> Tensor:
+        noise = draws.normals(batch.clean[0].numel(), batch.index, "start").view_as(batch.clean)
+        return self.threat.project(batch.clean + noise.to(batch.clean), batch.clean)
 
     def _stage(self, factor: int, steps: int) -> "_Stage":
         threat = replace(self.threat, epsilon=factor * self.threat.radius)

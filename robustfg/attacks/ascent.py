@@ -7,12 +7,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.objectives import Compared, ComparingObjective, Margin, Objective
 from robustfg.attacks.search import Search
 from robustfg.attacks.targeted import Aimed, TargetedObjective
 from robustfg.attacks.targets import MostConfused, TargetChoice
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -76,37 +76,37 @@ class Ascent(Search):
             return self
         return replace(self, targets=replace(self.targets, confusion=confusion()))
 
-    def aim(self, victim: Victim, restart: int) -> Tensor:
+    def aim(self, batch: ActiveBatch, restart: int) -> Tensor:
         """The class every sample is driven to in this round, ``(b,)``; without targets, its label.
 
         If there are fewer wrong classes than targets, all samples leave in the surplus rounds, and so does a sample in
         those whose target has the logit -inf, which is no class.
         """
         if self.targets is None:
-            return victim.label
-        chosen = self.targets.choose(victim.logits, victim.label)
+            return batch.label
+        chosen = self.targets.choose(batch.logits, batch.label)
         turn = restart % self.targets.count
         if turn < chosen.shape[1]:
             target = chosen[:, turn]
-            known = victim.logits.gather(1, target[:, None]).squeeze(1) > -torch.inf
-            return victim.keep(known, target)[0]
-        victim.keep(torch.zeros_like(victim.label, dtype=torch.bool))
-        return victim.label
+            known = batch.logits.gather(1, target[:, None]).squeeze(1) > -torch.inf
+            return batch.select(known, target)[0]
+        batch.select(torch.zeros_like(batch.label, dtype=torch.bool))
+        return batch.label
 
     def again(self, restart: int) -> bool:
         """Whether the round belongs to another restart than the first."""
         return restart >= self.aims
 
-    def towards(self, victim: Victim, target: Tensor) -> Objective:
+    def towards(self, batch: ActiveBatch, target: Tensor) -> Objective:
         """The objective, with ``target`` ``(b,)`` or the clean logits if it needs them."""
         if isinstance(self.objective, TargetedObjective):
             return Aimed(self.objective, target)
         if isinstance(self.objective, ComparingObjective):
-            return Compared(self.objective, victim.logits)
+            return Compared(self.objective, batch.logits)
         return self.objective
 
-    def random_image(self, victim: Victim, draws: Draws) -> Tensor:
+    def random_image(self, batch: ActiveBatch, draws: Draws) -> Tensor:
         """A point drawn uniformly from the threat model around every clean image, then projected to it."""
-        threat = self.threat.placed(victim.clean, victim.index, *draws.key)
-        noise = threat.uniform(victim.clean, victim.index, *draws.key)
-        return threat.project(victim.clean + noise, victim.clean)
+        threat = self.threat.placed(batch.clean, batch.index, *draws.key)
+        noise = threat.uniform(batch.clean, batch.index, *draws.key)
+        return threat.project(batch.clean + noise, batch.clean)

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch, SearchOptions
 from robustfg.attacks.ascent import Ascent
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.slope import Slope
+from robustfg.attacks.input_gradient import InputGradient
 from robustfg.attacks.threat import Threat, step_length
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -30,14 +30,14 @@ class Climb(NamedTuple):
     """Of the next step."""
     target: Tensor
 
-    def after(self, candidate: Tensor, slope: Slope, factor: float) -> "Climb":
+    def after(self, candidate: Tensor, answer: InputGradient, factor: float) -> "Climb":
         """Moves to the candidate where the objective is no smaller there; a shorter step where it is."""
-        better = slope.value >= self.value
+        better = answer.value >= self.value
         wide = better[:, None, None, None]
         return self._replace(
             current=torch.where(wide, candidate, self.current),
-            value=torch.where(better, slope.value, self.value),
-            gradient=torch.where(wide, slope.gradient, self.gradient),
+            value=torch.where(better, answer.value, self.value),
+            gradient=torch.where(wide, answer.gradient, self.gradient),
             length=torch.where(better, self.length, self.length / factor),
         )
 
@@ -88,39 +88,40 @@ class Backtracking(Ascent):
             "last_iterate": self.last_iterate,
         }
 
-    def victim_options(self) -> Mapping[str, bool]:
-        return {"stay": self.last_iterate}
+    @property
+    def search_options(self) -> SearchOptions:
+        return SearchOptions(keep_fooled=self.last_iterate)
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
-        target = self.aim(victim, restart)
-        if not len(victim):
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
+        target = self.aim(batch, restart)
+        if not len(batch):
             return
-        start = self._start(victim, draws) if self.random_start or self.again(restart) else victim.clean
-        slope = victim.slope(start, self.towards(victim, target))
-        length = torch.full_like(slope.value, step_length(self.size, self.threat.reach))
-        climb = Climb(start, slope.value, slope.gradient, torch.zeros_like(start), length, target)
+        start = self._start(batch, draws) if self.random_start or self.again(restart) else batch.clean
+        answer = batch.gradient(start, self.towards(batch, target))
+        length = torch.full_like(answer.value, step_length(self.size, self.threat.reach))
+        climb = Climb(start, answer.value, answer.gradient, torch.zeros_like(start), length, target)
         for _ in range(self.steps):
-            climb = Climb(*victim.leave(*climb))
-            if not len(victim):
+            climb = Climb(*batch.drop_fooled(*climb))
+            if not len(batch):
                 return
-            threat = self._placed(victim, draws)
+            threat = self._placed(batch, draws)
             velocity = self.momentum * climb.velocity + (1 - self.momentum) * threat.steepest(climb.gradient)
-            candidate = threat.project(climb.current + climb.length[:, None, None, None] * velocity, victim.clean)
-            slope = victim.slope(candidate, self.towards(victim, climb.target))
-            climb = climb._replace(velocity=velocity).after(candidate, slope, self.factor)
+            candidate = threat.project(climb.current + climb.length[:, None, None, None] * velocity, batch.clean)
+            answer = batch.gradient(candidate, self.towards(batch, climb.target))
+            climb = climb._replace(velocity=velocity).after(candidate, answer, self.factor)
         if self.last_iterate:
-            victim.settle(climb.current)
+            batch.set_result(climb.current)
 
-    def _placed(self, victim: Victim, draws: Draws) -> Threat:
-        return self.threat.placed(victim.clean, victim.index, *draws.key)
+    def _placed(self, batch: ActiveBatch, draws: Draws) -> Threat:
+        return self.threat.placed(batch.clean, batch.index, *draws.key)
 
-    def _start(self, victim: Victim, draws: Draws) -> Tensor:
-        clean, threat = victim.clean, self._placed(victim, draws)
+    def _start(self, batch: ActiveBatch, draws: Draws) -> Tensor:
+        clean, threat = batch.clean, self._placed(batch, draws)
         count = clean.shape[1:].numel()
-        uniform = threat.uniform(clean, victim.index, *draws.key)
+        uniform = threat.uniform(clean, batch.index, *draws.key)
         deviation = threat.reach / (2 * math.log(max(count, 2)))
-        gaussian = deviation * draws.normals(count, victim.index, "gaussian").view_as(clean).to(clean)
+        gaussian = deviation * draws.normals(count, batch.index, "gaussian").view_as(clean).to(clean)
         kinds = torch.stack([torch.zeros_like(clean), uniform, gaussian])
-        chosen = draws.integers(len(kinds), 1, victim.index, "start")[:, 0]
+        chosen = draws.integers(len(kinds), 1, batch.index, "start")[:, 0]
         noise = kinds[chosen, torch.arange(len(clean), device=clean.device)]
         return threat.project(clean + noise, clean)

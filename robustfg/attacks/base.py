@@ -151,7 +151,7 @@ class Attack(ABC):
     def passes(self) -> int:
         """Forward passes of one sample at the most, over all rounds; progress bars read it.
 
-        So many times the engine's ``samples``, and without what is asked again of the model itself (``Referee``).
+        So many times the engine's ``samples``, and without what is asked again of the model itself (``Confirmation``).
         """
         return self.rounds * (int(getattr(self, "steps", 1)) + 1)
 

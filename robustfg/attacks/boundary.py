@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.hyperplane import TINY, dual_norm
-from robustfg.attacks.victim import Victim
 from robustfg.types import Output, logits_of
 
 
@@ -21,26 +21,26 @@ class Boundary:
 
 
 def nearest_boundary(
-    victim: Victim, output: Output | Tensor, image: Tensor, others: Tensor, needed: Tensor | None = None
+    batch: ActiveBatch, output: Output | Tensor, image: Tensor, others: Tensor, needed: Tensor | None = None
 ) -> Boundary:
     """The nearest of several classes' boundaries in the threat's norm, for one backward pass a class.
 
     Args:
-        victim: was asked about ``image`` with ``graph``.
+        batch: was asked about ``image`` with ``graph``.
         output: what it answered.
         image: ``(b, C, H, W)``.
         others: ``(b, m)`` the classes in question.
         needed: ``(b,)`` bool, whom the passes count for; None: everybody.
     """
     logits = logits_of(output)
-    true = logits.gather(1, victim.label[:, None])
+    true = logits.gather(1, batch.label[:, None])
     rises = logits.gather(1, others) - true
-    gaps = victim.doubt(output)[:, None].double() - rises.detach().double()
+    gaps = batch.logit_error(output)[:, None].double() - rises.detach().double()
     gap, normal = torch.zeros_like(gaps[:, 0]), torch.zeros_like(image)
     least = torch.full_like(gap, torch.inf)
     for place in range(others.shape[1]):
-        gradient = victim.pull(rises[:, place], image, again=place < others.shape[1] - 1, needed=needed)
-        distance = gaps[:, place].abs() / dual_norm(victim.threat, gradient).clamp_min(TINY)
+        gradient = batch.backward(rises[:, place], image, retain_graph=place < others.shape[1] - 1, needed=needed)
+        distance = gaps[:, place].abs() / dual_norm(batch.threat, gradient).clamp_min(TINY)
         nearer = distance < least
         least = torch.where(nearer, distance, least)
         gap = torch.where(nearer, gaps[:, place], gap)

@@ -7,12 +7,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.balls import L2
 from robustfg.attacks.decision_based import DecisionBased
 from robustfg.attacks.directions import Gaussian
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.threat import flat_norm
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -63,44 +63,44 @@ class BoundaryAttack(DecisionBased):
             **{option: getattr(self, option) for option in ("along", "towards", "factor", "window", "converged")},
         }
 
-    def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def shrink(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """Walks from the boundary as long as queries last and steps are not too short."""
-        point, spent = self.begun(victim, draws)
-        length = torch.tensor([self.along, self.towards], device=point.device).double().repeat(len(victim), 1)
+        point, spent = self.begun(batch, draws)
+        length = torch.tensor([self.along, self.towards], device=point.device).double().repeat(len(batch), 1)
         tried, won = torch.zeros_like(length), torch.zeros_like(length)  # in the present window
         for step in range(1, self.queries):
-            point, spent, length, tried, won = victim.leave(point, spent, length, tried, won)
+            point, spent, length, tried, won = batch.drop_fooled(point, spent, length, tried, won)
             looks = step % self.EVERY == 0
             done = (spent + 1 + looks > self.queries) | (length[:, 1] < self.converged)
             if bool(done.any()):
-                point, spent, length, tried, won = self.retire(victim, done, point, spent, length, tried, won)
-            if not len(victim):
+                point, spent, length, tried, won = self.retire(batch, done, point, spent, length, tried, won)
+            if not len(batch):
                 return
-            around, nearer = self._proposals(victim, draws, point, length, step)
+            around, nearer = self._proposals(batch, draws, point, length, step)
             if looks:
                 tried[:, 0] += 1
-                won[:, 0] += self.wrong(victim, around)
-            found = self.wrong(victim, nearer)
+                won[:, 0] += self.wrong(batch, around)
+            found = self.wrong(batch, nearer)
             tried[:, 1] += 1
             won[:, 1] += found
             point, spent = torch.where(found[:, None, None, None], nearer, point), spent + 1 + looks
             length, tried, won = self._adapted(length, tried, won)
 
     def _proposals(
-        self, victim: Victim, draws: Draws, point: Tensor, length: Tensor, step: int
+        self, batch: ActiveBatch, draws: Draws, point: Tensor, length: Tensor, step: int
     ) -> tuple[Tensor, Tensor]:
         """An image beside ``point`` on the sphere around the clean one, and that image brought nearer."""
         along, towards = (length[:, kind, None, None, None] for kind in range(2))
-        away = point - victim.clean
+        away = point - batch.clean
         size = flat_norm(away)
         direction = away / size.to(away.dtype)
-        noise = Gaussian().drawn(draws, point, victim.index, "direction", step)
+        noise = Gaussian().drawn(draws, point, batch.index, "direction", step)
         noise = noise - (noise * direction).sum((1, 2, 3), keepdim=True) * direction
         aside = noise * (along * size / flat_norm(noise)).to(noise.dtype)
-        around = (victim.clean + (away + aside) / (1 + along.square()).sqrt().to(away.dtype)).clamp(0, 1)
-        change = around - victim.clean
+        around = (batch.clean + (away + aside) / (1 + along.square()).sqrt().to(away.dtype)).clamp(0, 1)
+        change = around - batch.clean
         share = ((1 - towards) * size / flat_norm(change)).clamp_max(1)  # clipped, it may be near enough already
-        return around, (victim.clean + share.to(change.dtype) * change).clamp(0, 1)
+        return around, (batch.clean + share.to(change.dtype) * change).clamp(0, 1)
 
     def _adapted(self, length: Tensor, tried: Tensor, won: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Lengths after what was tried, and what is left of the windows: those that are full begin again."""

@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.balls import Linf
 from robustfg.attacks.draws import Draws
-from robustfg.attacks.engine import Engine
 from robustfg.attacks.minimum import MinimumNormAttack
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 GRIDS = (0, 8, 4, 2, 1)
@@ -58,34 +57,30 @@ class DecisionBased(MinimumNormAttack):
     def passes(self) -> int:
         return self.restarts * self.queries
 
-    def searching(self) -> Engine:
-        """The model itself: so near the boundary a copy's answers would have to be asked again."""
-        return self.engine.exact()
-
-    def wrong(self, victim: Victim, image: Tensor, of: Tensor | None = None) -> Tensor:
+    def wrong(self, batch: ActiveBatch, image: Tensor, of: Tensor | None = None) -> Tensor:
         """One query: whether the prediction is wrong, all that these attacks may know."""
-        return victim.look(image, of)[1] < 0
+        return batch.evaluate(image, of)[1] < 0
 
-    def begun(self, victim: Victim, draws: Draws) -> tuple[Tensor, Tensor]:
+    def begun(self, batch: ActiveBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Wrong images at the boundary and the queries spent; samples without one retire, wrong ones too."""
-        self.retire(victim, self.wrong(victim, victim.clean))
-        point, spent = self._start(victim, draws)
-        point, spent = self.retire(victim, spent + self.halvings(point) > self.queries, point, spent)
-        return self.to_boundary(victim, point, spent) if len(victim) else (point, spent)
+        self.retire(batch, self.wrong(batch, batch.clean))
+        point, spent = self._start(batch, draws)
+        point, spent = self.retire(batch, spent + self.halvings(point) > self.queries, point, spent)
+        return self.to_boundary(batch, point, spent) if len(batch) else (point, spent)
 
-    def _start(self, victim: Victim, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _start(self, batch: ActiveBatch, draws: Draws) -> tuple[Tensor, Tensor]:
         """Wrong random images and the queries spent; samples without one retire."""
-        point, spent = victim.clean.clone(), torch.ones_like(victim.label)
-        missing = torch.ones_like(victim.label, dtype=torch.bool)
+        point, spent = batch.clean.clone(), torch.ones_like(batch.label)
+        missing = torch.ones_like(batch.label, dtype=torch.bool)
         for attempt in range(min(self.tries, self.queries - 1)):
             rows = missing.nonzero().flatten()
             if not len(rows):
                 break
-            noise = grainy(victim.clean[rows], victim.index[rows], draws, attempt)
-            wrong = self.wrong(victim, noise, rows)
+            noise = grainy(batch.clean[rows], batch.index[rows], draws, attempt)
+            wrong = self.wrong(batch, noise, rows)
             point[rows[wrong]], missing[rows] = noise[wrong], ~wrong
             spent[rows] += 1
-        return self.retire(victim, missing, point, spent)
+        return self.retire(batch, missing, point, spent)
 
     def halvings(self, image: Tensor) -> int:
         """Queries of a search for the boundary: to d^-1.5 of the way in l2 and d^-2 in l-inf, or what floats tell."""
@@ -93,9 +88,9 @@ class DecisionBased(MinimumNormAttack):
         resolution = 1 / (8 * torch.finfo(image.dtype).eps)
         return math.ceil(math.log2(min(image.shape[1:].numel() ** exponent, resolution)))
 
-    def to_boundary(self, victim: Victim, point: Tensor, spent: Tensor) -> tuple[Tensor, Tensor]:
+    def to_boundary(self, batch: ActiveBatch, point: Tensor, spent: Tensor) -> tuple[Tensor, Tensor]:
         """The wrong image nearest to the clean one, on the line there or, in l-inf, among the clipped ones."""
-        size = self.threat.size(point - victim.clean).to(point.dtype)
+        size = self.threat.size(point - batch.clean).to(point.dtype)
         low, high = torch.zeros_like(size), torch.ones_like(size)
         halvings = self.halvings(point)
         nearest = point
@@ -104,11 +99,11 @@ class DecisionBased(MinimumNormAttack):
             share = middle[:, None, None, None]
             if isinstance(self.threat, Linf):
                 reach = share * size[:, None, None, None]
-                image = torch.clamp(point, victim.clean - reach, victim.clean + reach)
+                image = torch.clamp(point, batch.clean - reach, batch.clean + reach)
             else:
-                image = victim.clean + share * (point - victim.clean)
+                image = batch.clean + share * (point - batch.clean)
             image = image.clamp(0, 1)
-            wrong = self.wrong(victim, image)
+            wrong = self.wrong(batch, image)
             low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
             nearest = torch.where(wrong[:, None, None, None], image, nearest)
         return nearest, spent + halvings

@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.balls import L2, Linf
 from robustfg.attacks.boundary import nearest_boundary
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.hyperplane import TINY, dual_norm
 from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.targets import TopClasses
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 from robustfg.types import logits_of
 
@@ -68,19 +68,19 @@ class DeepFool(MinimumNormAttack):
     def passes(self) -> int:
         return self.steps + 1
 
-    def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def shrink(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """Steps from the clean image; ``draws`` and ``restart`` change nothing."""
-        image = victim.clean.detach().requires_grad_()
-        output, margin = victim.look(image, graph=True)
-        others = TopClasses(count=self.classes - 1).choose(logits_of(output), victim.label)
+        image = batch.clean.detach().requires_grad_()
+        output, margin = batch.evaluate(image, graph=True)
+        others = TopClasses(count=self.classes - 1).choose(logits_of(output), batch.label)
         for taken in range(1, self.steps + 1):
             won = margin < 0
             if bool(won.all()):
                 return
-            boundary = nearest_boundary(victim, output, image, others, ~won)
+            boundary = nearest_boundary(batch, output, image, others, ~won)
             length = BEYOND + boundary.gap / dual_norm(self.threat, boundary.normal).clamp_min(TINY)
             length = (1 + self.overshoot) * length.clamp(-FAR, FAR).to(image.dtype)[:, None, None, None]
             moved = (image.detach() + length * self.threat.steepest(boundary.normal)).clamp(0, 1)
-            moved, others = self.retire(victim, won, moved, others)
+            moved, others = self.retire(batch, won, moved, others)
             image = moved.requires_grad_()
-            output, margin = victim.look(image, graph=taken < self.steps)
+            output, margin = batch.evaluate(image, graph=taken < self.steps)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from robustfg.attacks.acceptance import ScoreOf
 from robustfg.attacks.freeze import Model, attackable
-from robustfg.attacks.slope import derivative
+from robustfg.attacks.input_gradient import gradient_of
 
 
 def detector_graph(model: Model, image: Tensor, names: Iterable[str]) -> dict[str, Tensor]:
@@ -26,6 +26,6 @@ def detector_graph(model: Model, image: Tensor, names: Iterable[str]) -> dict[st
         found = {}
         for name in names:
             score = ScoreOf(name)(output)
-            gradient = derivative(score.sum(), leaf, again=True).flatten(1)
+            gradient = gradient_of(score.sum(), leaf, retain_graph=True).flatten(1)
             found[name] = (gradient != 0).any(1) & gradient.isfinite().all(1)
         return found

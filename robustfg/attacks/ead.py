@@ -7,10 +7,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.balls import L1
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.penalty import ConstantSearch, PenaltyAttack
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -53,38 +53,38 @@ class ElasticNet(PenaltyAttack):
     def describe(self) -> Mapping[str, object]:
         return {**super().describe(), "beta": self.beta, "rule": self.rule, "momentum": self.momentum}
 
-    def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
-        first, _, wrong = self.ask(victim, victim.clean)
-        (first,) = self.retire(victim, wrong, first)
-        image = ahead = kept = victim.clean
-        push, search = first, self.search_of(victim)
+    def shrink(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
+        first, _, wrong = self.ask(batch, batch.clean)
+        (first,) = self.retire(batch, wrong, first)
+        image = ahead = kept = batch.clean
+        push, search = first, self.search_of(batch)
         least = torch.full_like(search.constant, torch.inf)
         for taken in range(1, 1 + self.searches * (self.steps - 1)):
-            if not len(victim):
+            if not len(batch):
                 return
             weight, age = search.weight(image), search.steps(image)
             rate = self.learning_rate * (1 - age / self.steps).sqrt()
-            before, change = image, ahead - victim.clean
-            image = self.thresholded(change - rate * (2 * change - weight * push), victim.clean)
+            before, change = image, ahead - batch.clean
+            image = self.thresholded(change - rate * (2 * change - weight * push), batch.clean)
             ahead = image
             if self.momentum:
-                won = victim.look(image)[1] < 0
-                kept, least = self.nearer(victim, image, won, kept, least)
+                won = batch.evaluate(image)[1] < 0
+                kept, least = self.nearer(batch, image, won, kept, least)
                 ahead = (image + age / (age + 3) * (image - before)).clamp(0, 1)
-            push, margin, wrong = self.ask(victim, ahead)
-            kept, least = self.nearer(victim, ahead, wrong, kept, least)
+            push, margin, wrong = self.ask(batch, ahead)
+            kept, least = self.nearer(batch, ahead, wrong, kept, least)
             wrong = wrong | won if self.momentum else wrong
-            loss = self.elastic(ahead - victim.clean) + search.constant * margin.clamp_min(0)
+            loss = self.elastic(ahead - batch.clean) + search.constant * margin.clamp_min(0)
             search, over = search.after(wrong, loss, steps=self.steps - 1, early_abort=self.early_abort)
             again = over.view(-1, 1, 1, 1)
-            image, ahead = torch.where(again, victim.clean, image), torch.where(again, victim.clean, ahead)
+            image, ahead = torch.where(again, batch.clean, image), torch.where(again, batch.clean, ahead)
             push = torch.where(again, first, push)
-            state = victim.leave(first, image, ahead, push, kept, least, *search)
+            state = batch.drop_fooled(first, image, ahead, push, kept, least, *search)
             done = state[-3] >= self.searches
             if (self.early_abort or taken % (self.steps - 1) == 0) and bool(done.any()):
                 if self.rule == "en":
-                    victim.settle(state[4], done & state[5].isfinite())
-                state = self.retire(victim, done, *state)
+                    batch.set_result(state[4], done & state[5].isfinite())
+                state = self.retire(batch, done, *state)
             first, image, ahead, push, kept, least, *columns = state
             search = ConstantSearch(*columns)
 
@@ -98,12 +98,12 @@ class ElasticNet(PenaltyAttack):
         return self.beta * flat.abs().sum(1) + flat.square().sum(1)
 
     def nearer(
-        self, victim: Victim, image: Tensor, wrong: Tensor, kept: Tensor, least: Tensor
+        self, batch: ActiveBatch, image: Tensor, wrong: Tensor, kept: Tensor, least: Tensor
     ) -> tuple[Tensor, Tensor]:
         """For rule en: the success inside epsilon of least elastic-net size so far, and that size."""
         if self.rule == "l1":
             return kept, least
-        change = image - victim.clean
+        change = image - batch.clean
         size = self.elastic(change)
         better = wrong & (size < least) & (self.threat.size(change) <= self.threat.radius)
         return torch.where(better.view(-1, 1, 1, 1), image, kept), torch.where(better, size, least)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.directions import Directions, Gaussian
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.search import Search
 from robustfg.attacks.steps import Momentum, StepRule
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -71,30 +71,30 @@ class EstimatedGradient(Search):
     def passes(self) -> int:
         return self.restarts * (self.steps * self.samples + 1)
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """Climbs from the start; a sample leaves after the pair of queries that fools it."""
-        current, memory = victim.clean, None
+        current, memory = batch.clean, None
         if self.random_start or restart:
-            noise = self.threat.uniform(victim.clean, victim.index, *draws.key)
-            current = self.threat.project(victim.clean + noise, victim.clean)
+            noise = self.threat.uniform(batch.clean, batch.index, *draws.key)
+            current = self.threat.project(batch.clean + noise, batch.clean)
         for taken in range(self.steps):
             shown = self.step.ahead(current, memory, self.threat)
             slope = torch.zeros_like(shown)
             for pair in range(self.samples // 2):
-                slope = slope + self._along(victim, draws, shown, taken, pair)
-                current, memory, shown, slope = victim.leave(current, memory, shown, slope)
-                if not len(victim):
+                slope = slope + self._along(batch, draws, shown, taken, pair)
+                current, memory, shown, slope = batch.drop_fooled(current, memory, shown, slope)
+                if not len(batch):
                     return
             moved, memory = self.step(current, slope / (self.samples // 2), memory, self.threat)
-            current = self.threat.project(moved, victim.clean)
-        victim.look(current)
+            current = self.threat.project(moved, batch.clean)
+        batch.evaluate(current)
 
-    def _along(self, victim: Victim, draws: Draws, image: Tensor, taken: int, pair: int) -> Tensor:
+    def _along(self, batch: ActiveBatch, draws: Draws, image: Tensor, taken: int, pair: int) -> Tensor:
         """A pair's estimate of the gradient: the slope along a direction, times the direction."""
-        direction = self.directions.drawn(draws, image, victim.index, "direction", taken, pair)
+        direction = self.directions.drawn(draws, image, batch.index, "direction", taken, pair)
         pairs = torch.cat([image + self.deviation * direction, image - self.deviation * direction])
-        rows = torch.arange(len(victim), device=image.device).repeat(2)
-        output, _ = victim.look(self.threat.project(pairs, victim.clean[rows]), of=rows)
-        above, below = self.objective(output, victim.label[rows]).chunk(2)
+        rows = torch.arange(len(batch), device=image.device).repeat(2)
+        output, _ = batch.evaluate(self.threat.project(pairs, batch.clean[rows]), of=rows)
+        above, below = self.objective(output, batch.label[rows]).chunk(2)
         slope = ((above - below) / (2 * self.deviation)).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
         return slope.to(image.dtype)[:, None, None, None] * direction

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.boundary import Boundary, nearest_boundary
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.hyperplane import TINY, change_to_plane, require_plane_norm
 from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.targets import TopClasses
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 from robustfg.types import logits_of
 
@@ -77,39 +77,39 @@ class FAB(MinimumNormAttack):
     def passes(self) -> int:
         return self.restarts * ((self.targets or 1) * 2 * self.steps + 2)
 
-    def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def shrink(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """Walks once, or once per target; later restarts begin at random."""
-        output, margin = victim.look(victim.clean)
+        output, margin = batch.evaluate(batch.clean)
         logits = logits_of(output)
         chosen = TopClasses(count=self.targets or logits.shape[1])
-        classes = chosen.choose(logits, victim.label)
-        classes, margin = self.retire(victim, margin < 0, classes, margin)
+        classes = chosen.choose(logits, batch.label)
+        classes, margin = self.retire(batch, margin < 0, classes, margin)
         walks = 1 if self.targets is None else classes.shape[1]
         for walk in range(walks):
-            if not len(victim):
+            if not len(batch):
                 return
-            start = victim.clean
+            start = batch.clean
             if restart:
-                noise = self.threat.uniform(victim.clean, victim.index, *draws.key, walk)
-                start = (victim.clean + noise / 2).clamp(0, 1)  # half the radius, as in the paper
+                noise = self.threat.uniform(batch.clean, batch.index, *draws.key, walk)
+                start = (batch.clean + noise / 2).clamp(0, 1)  # half the radius, as in the paper
             steps = self.steps if walk < walks - 1 else max(self.steps - (self.final_search + 1) // 2, 1)
-            classes, margin = self._walk(victim, start, steps, walk, classes, margin)
-        self._search_segment(victim, margin)
+            classes, margin = self._walk(batch, start, steps, walk, classes, margin)
+        self._search_segment(batch, margin)
 
     def _walk(
-        self, victim: Victim, start: Tensor, steps: int, walk: int, classes: Tensor, margin: Tensor
+        self, batch: ActiveBatch, start: Tensor, steps: int, walk: int, classes: Tensor, margin: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The steps toward one target, or toward all; ``classes`` and ``margin`` come back for those who stand."""
         current = start
         for _ in range(steps):
             image = current.detach().requires_grad_()
-            output, _ = victim.look(image, graph=True)
+            output, _ = batch.evaluate(image, graph=True)
             others = classes if self.targets is None else classes[:, walk, None]
-            stepped = self._step(image.detach(), victim.clean, nearest_boundary(victim, output, image, others))
-            won = (victim.look(stepped)[1] < 0)[:, None, None, None]
-            current = torch.where(won, victim.clean + self.beta * (stepped - victim.clean), stepped)
-            current, classes, margin = victim.leave(current, classes, margin)
-            if not len(victim):
+            stepped = self._step(image.detach(), batch.clean, nearest_boundary(batch, output, image, others))
+            won = (batch.evaluate(stepped)[1] < 0)[:, None, None, None]
+            current = torch.where(won, batch.clean + self.beta * (stepped - batch.clean), stepped)
+            current, classes, margin = batch.drop_fooled(current, classes, margin)
+            if not len(batch):
                 break
         return classes, margin
 
@@ -129,18 +129,18 @@ class FAB(MinimumNormAttack):
         moved = (1 - share) * (image + self.eta * change) + share * (clean + self.eta * clean_change)
         return moved.clamp(0, 1)
 
-    def _search_segment(self, victim: Victim, margin: Tensor) -> None:
+    def _search_segment(self, batch: ActiveBatch, margin: Tensor) -> None:
         """Looks between the clean images, with their ``margin``, and the best ones, where a line says the margin ends.
 
         A tenth of what the best one is too far is left, because most margins are not lines.
         """
-        far, far_margin = victim.best()
-        near, near_margin, far, far_margin = victim.keep(far_margin < 0, victim.clean, margin, far, far_margin)
-        for _ in range(self.final_search if len(victim) else 0):
+        far, far_margin = batch.best()
+        near, near_margin, far, far_margin = batch.select(far_margin < 0, batch.clean, margin, far, far_margin)
+        for _ in range(self.final_search if len(batch) else 0):
             aim = 0.1 * far_margin
             share = ((near_margin - aim) / (near_margin - far_margin)).to(near.dtype)[:, None, None, None]
             middle = near + share * (far - near)
-            reached = victim.look(middle)[1]
+            reached = batch.evaluate(middle)[1]
             won = reached < 0
             near_margin, far_margin = torch.where(won, near_margin, reached), torch.where(won, reached, far_margin)
             won = won[:, None, None, None]

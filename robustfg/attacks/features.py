@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.acceptance import Reading
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.freeze import Model, attackable
 from robustfg.attacks.search import Search
 from robustfg.attacks.steps import Steepest, StepRule
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 from robustfg.types import Output, logits_of
 
@@ -158,27 +158,27 @@ class FeatureAttack(Search):
             "seed": self.seed,
         }
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """One forward and one backward pass a step; samples that are fooled leave."""
-        entries, classes = self.bank.embedding.to(victim.clean), self.bank.label.to(victim.label)
+        entries, classes = self.bank.embedding.to(batch.clean), self.bank.label.to(batch.label)
         bank, rank = FeatureBank(entries, classes), 0 if self.moving else restart
-        threat = self.threat.placed(victim.clean, victim.index, *draws.key)
-        current, memory, target = victim.clean, None, None
+        threat = self.threat.placed(batch.clean, batch.index, *draws.key)
+        current, memory, target = batch.clean, None, None
         if self.random_start or (restart and self.moving):
-            noise = threat.uniform(victim.clean, victim.index, *draws.key)
-            current = threat.project(victim.clean + noise, victim.clean)
+            noise = threat.uniform(batch.clean, batch.index, *draws.key)
+            current = threat.project(batch.clean + noise, batch.clean)
         for _ in range(self.steps):
             image = current.detach().requires_grad_()
-            feature = embedding_of(victim.look(image, graph=True)[0]).to(image.dtype)
+            feature = embedding_of(batch.evaluate(image, graph=True)[0]).to(image.dtype)
             if self.moving or target is None:
-                target = bank.nearest_wrong(feature.detach(), victim.label, rank)
+                target = bank.nearest_wrong(feature.detach(), batch.label, rank)
             closeness = -(feature - bank.embedding[target]).square().sum(1)
-            gradient = victim.pull(closeness, image)
+            gradient = batch.backward(closeness, image)
             moved, memory = self.step(current, gradient, memory, threat)
-            current, standing = threat.project(moved, victim.clean), len(victim)
-            current, memory, target = victim.leave(current, memory, target)
-            if not len(victim):
+            current, standing = threat.project(moved, batch.clean), len(batch)
+            current, memory, target = batch.drop_fooled(current, memory, target)
+            if not len(batch):
                 return
-            if len(victim) < standing:
-                threat = self.threat.placed(victim.clean, victim.index, *draws.key)
-        victim.look(current)
+            if len(batch) < standing:
+                threat = self.threat.placed(batch.clean, batch.index, *draws.key)
+        batch.evaluate(current)

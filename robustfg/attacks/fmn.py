@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.balls import Ball
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.threat import flat_norm
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -75,26 +75,26 @@ class FMN(MinimumNormAttack):
             "seed": self.seed,
         }
 
-    def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
-        image = victim.clean
-        radius = torch.full_like(victim.label, int(self.threat.whole), dtype=torch.float64)
+    def shrink(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
+        image = batch.clean
+        radius = torch.full_like(batch.label, int(self.threat.whole), dtype=torch.float64)
         smallest = torch.full_like(radius, torch.inf)
         for taken in range(self.steps - 1):
-            slope = victim.slope(image, self.objective)
-            wrong = victim.margin < 0
-            size = self.threat.size(image.double() - victim.clean.double())
+            answer = batch.gradient(image, self.objective)
+            wrong = batch.margin < 0
+            size = self.threat.size(image.double() - batch.clean.double())
             smallest = torch.where(wrong, torch.minimum(size, smallest), smallest)
-            linear = size - slope.value.double().nan_to_num() / self._dual(slope.gradient)
+            linear = size - answer.value.double().nan_to_num() / self._dual(answer.gradient)
             share = cosine(self.change, self.last_change, taken, self.steps)
             radius = self._radius(radius, smallest, wrong, linear, share)
             length = cosine(self.step_size, self.last_step_size, taken, self.steps)
-            norm = flat_norm(slope.gradient).to(image.dtype).clamp_min(torch.finfo(image.dtype).tiny)
-            moved = image + length * slope.gradient / norm
-            image = self.threat.within(moved, victim.clean, radius.view(-1, 1, 1, 1)).clamp(0, 1)
-            image, radius, smallest = victim.leave(image, radius, smallest)
-            if not len(victim):
+            norm = flat_norm(answer.gradient).to(image.dtype).clamp_min(torch.finfo(image.dtype).tiny)
+            moved = image + length * answer.gradient / norm
+            image = self.threat.within(moved, batch.clean, radius.view(-1, 1, 1, 1)).clamp(0, 1)
+            image, radius, smallest = batch.drop_fooled(image, radius, smallest)
+            if not len(batch):
                 return
-        victim.look(image)
+        batch.evaluate(image)
 
     def _dual(self, gradient: Tensor) -> Tensor:
         return self.threat.dual(gradient).clamp_min(torch.finfo(torch.float64).tiny)

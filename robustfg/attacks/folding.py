@@ -3,8 +3,8 @@
 Batch norms are folded into the convolutions before them, whose weights are in channels-last layout; on the CPU the
 first convolution is a ``Stem``. Structure is copied and all other tensors are shared, so the original is never touched.
 Which batch norm follows which convolution is seen while the network answers the first question about the attacked
-images. A copy lives no longer than a round. Modules that somebody listens to with hooks stay what they are, and so do
-those whose passes are not their parts' alone: scripts, traced graphs, compiled modules.
+images. A copy lives no longer than a round. Modules with hooks stay as they are, and so do those whose pass is not made
+of their parts' passes: scripts, traced graphs, compiled modules.
 """
 
 from collections.abc import Iterator
@@ -12,23 +12,23 @@ from contextlib import contextmanager
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from robustfg.attacks.stem import Stem
 from robustfg.memory_layout import Thinned, suits_channels_last
 from robustfg.types import Output, logits_of
 
 AGREEMENT = 0.01
-"""Largest difference of a sample's logits, relative to their spread, at which a copy is searched on. What counts is
-the model's own word in any case; rounding in half precision may move logits ten times as far."""
+"""Largest difference of a sample's logits, relative to their spread, at which a copy is searched on. Its successes are
+confirmed by the model in any case; rounding in half precision may move logits ten times as far."""
 ROUNDING = 1e-4
 """Difference of logits that is always allowed, relative to the largest spread of the first answer."""
 TRIED = 4
-"""Images that a new copy is tried on at once; all others are compared where they leave."""
+"""Images on which a new copy is compared at once; the others are compared when they leave the batch."""
 
 HOOKS = "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"
-"""Where a module keeps those that listen to it."""
+"""Attributes in which a module keeps its hooks."""
 
 Pairs = dict[nn.BatchNorm2d, tuple[nn.Conv2d, int]]
 """Batch norms and the convolutions before them, with the width of what passes between."""
@@ -41,18 +41,18 @@ def folded(model: nn.Module, image: Tensor) -> tuple[Output | Tensor, nn.Module 
         model: in eval mode.
         image: ``(B, C, H, W)``; the model gets copies of its own.
     """
-    on_cpu = image.device.type == "cpu"
     modules = list(_open(model))
-    if not any(isinstance(m, nn.BatchNorm2d) or (on_cpu and Stem.suits(m)) for m in modules):
+    stems = [m for m in modules if image.device.type == "cpu" and Stem.suits(m) and _without_hooks(m)]
+    if not stems and not any(isinstance(module, nn.BatchNorm2d) for module in modules):
         return model(image.clone()), None
-    with _watched(modules) as pairs:
+    with _convolutions_before_norms(modules) as pairs:
         answer: Output | Tensor = model(image.clone())
     own = logits_of(answer)
     if not isinstance(own, Tensor) or own.dim() != 2:  # no classifier's answer: it will be refused
         return answer, None
     with torch.no_grad():
         try:
-            copy = _fold(model, modules, pairs, on_cpu=on_cpu)
+            copy = _fold(model, pairs, stems)
             if copy is None:
                 return answer, None
             few = image.detach()[:TRIED].clone()
@@ -91,7 +91,7 @@ def apart(own: Tensor, other: Tensor, share: float, least: Tensor) -> Tensor:
 
 
 def _same_scores(own: Output | Tensor, other: Output | Tensor) -> bool:
-    """Whether detectors say alike."""
+    """Whether detectors' scores agree."""
     if isinstance(own, Tensor) or isinstance(other, Tensor):
         return isinstance(own, Tensor) and isinstance(other, Tensor)
     near = ((own.scores[name][:TRIED] - score).abs() <= AGREEMENT * score.abs() for name, score in other.scores.items())
@@ -99,36 +99,83 @@ def _same_scores(own: Output | Tensor, other: Output | Tensor) -> bool:
 
 
 def _open(module: nn.Module) -> Iterator[nn.Module]:
-    """The module and its parts, each once, without those whose passes are not their parts' alone."""
+    """The module and its parts, each once, but for those that run as a whole."""
     known: set[nn.Module] = set()
     todo = [module]
     while todo:
         part = todo.pop()
-        if part not in known and not _opaque(part):
+        if part not in known and not runs_as_a_whole(part):
             known.add(part)
             yield part
             todo += [child for child in part._modules.values() if child is not None]
 
 
-def _opaque(module: nn.Module) -> bool:
+def runs_as_a_whole(module: nn.Module) -> bool:
+    """Whether the module's pass is not made of its parts' passes: a script, a traced graph, a compiled module."""
     own = vars(module)
     compiled = "forward" in own or own.get("_compiled_call_impl") is not None
     return compiled or isinstance(module, torch.jit.ScriptModule | fx.GraphModule)
 
 
-def _fold(model: nn.Module, modules: list[nn.Module], pairs: Pairs, *, on_cpu: bool) -> nn.Module | None:
+def _fold(model: nn.Module, pairs: Pairs, stems: list[nn.Module]) -> nn.Module | None:
     swaps: dict[nn.Module, nn.Module] = {}
     for norm, (convolution, width) in pairs.items():
         last = suits_channels_last(convolution.weight.device, width)
         swaps[convolution], swaps[norm] = _fused(convolution, norm, channels_last=last), _rest(norm)
-    if on_cpu:
-        stems = [module for module in modules if Stem.suits(module) and _unwatched(module)]
-        swaps |= {stem: Stem(cast(nn.Conv2d, swaps.get(stem, stem))) for stem in stems}
+    swaps |= {stem: Stem(cast(nn.Conv2d, swaps.get(stem, stem))) for stem in stems}
     return _rebuilt(model, swaps, {}) if swaps else None
 
 
+class Stem(nn.Module):
+    """A convolution of images whose gradient to the image is cheaper on CPUs: an eighth of a ResNet-18's pass.
+
+    A convolution of stride s is one of stride 1 on the image's s x s blocks, whose pixels are channels (Shi et al.
+    2016). CPU libraries differentiate that in half the time, since more than three channels come out.
+
+    Args:
+        convolution: one that ``Stem.suits``.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, convolution: nn.Conv2d) -> None:
+        super().__init__()
+        self.size, self.stride, padding = convolution.kernel_size[0], convolution.stride[0], int(convolution.padding[0])
+        self.padding, self.front = padding, padding + -padding % self.stride  # whole blocks in front of the image
+        before = self.front - padding
+        behind = -(self.size + before) % self.stride
+        blocks = F.pixel_unshuffle(F.pad(convolution.weight.detach(), (before, behind) * 2), self.stride)
+        self.register_buffer("weight", blocks.contiguous(memory_format=torch.channels_last), persistent=False)
+        self.register_buffer("bias", None if convolution.bias is None else convolution.bias.detach(), persistent=False)
+
+    @staticmethod
+    def suits(module: nn.Module) -> bool:
+        """Whether this is a plain convolution of an image with a square stride, and kernel of 4 or more."""
+        return (
+            type(module) is nn.Conv2d
+            and module.in_channels <= 4
+            and module.groups == 1
+            and module.padding_mode == "zeros"
+            and not isinstance(module.padding, str)
+            and set(module.dilation) == {1}
+            and 1 < module.stride[0] == module.stride[1]
+            and module.padding[0] == module.padding[1]
+            and 4 <= module.kernel_size[0] == module.kernel_size[1]
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """What the convolution answers to ``(B, C, H, W)``."""
+        ends = []
+        for side in image.shape[:1:-1]:
+            answers = (side + 2 * self.padding - self.size) // self.stride + 1
+            needed = (answers - 1 + self.weight.shape[-1]) * self.stride
+            ends += [self.front, needed - self.front - side]
+        return F.conv2d(F.pixel_unshuffle(F.pad(image, ends), self.stride), self.weight, self.bias)
+
+
 @contextmanager
-def _watched(modules: list[nn.Module]) -> Iterator[Pairs]:
+def _convolutions_before_norms(modules: list[nn.Module]) -> Iterator[Pairs]:
     """Batch norms whose input is exactly what a convolution gave, each used once in the pass that is made inside."""
     found: Pairs = {}
     gave: dict[int, tuple[nn.Conv2d, int]] = {}  # with the version, which a change in place raises
@@ -141,7 +188,7 @@ def _watched(modules: list[nn.Module]) -> Iterator[Pairs]:
             calls[module] = calls.get(module, 0) + 1
             outputs.append(output)
             gave[id(output)] = cast(nn.Conv2d, module), output._version
-        if len(module._forward_hooks) > 1:  # someone else listens, perhaps to a block that ends in a convolution
+        if len(module._forward_hooks) > 1:  # another hook, perhaps of a block that ends in a convolution
             gave.pop(id(output), None)
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -164,20 +211,20 @@ def _watched(modules: list[nn.Module]) -> Iterator[Pairs]:
     found |= {norm: pair for norm, pair in once.items() if taken.count(pair[0]) == 1}
 
 
-def _unwatched(module: nn.Module) -> bool:
-    """Whether nobody listens to the module, or changes it before it is run, as the older ``weight_norm`` does."""
+def _without_hooks(module: nn.Module) -> bool:
+    """Whether no hook reads the module's passes or changes it before, as the older ``weight_norm`` does."""
     listening = (hook for hooks in HOOKS for hook in getattr(module, hooks).values())
     return all(isinstance(hook, Thinned) for hook in listening)
 
 
 def _foldable(module: nn.Module) -> bool:
     """Whether a batch norm may be folded into this."""
-    return isinstance(module, nn.Conv2d) and "weight" in module._parameters and _unwatched(module)
+    return isinstance(module, nn.Conv2d) and "weight" in module._parameters and _without_hooks(module)
 
 
 def _absorbable(module: nn.Module) -> bool:
     """Whether this may be folded into a convolution."""
-    if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None or not _unwatched(module):
+    if not isinstance(module, nn.BatchNorm2d) or module.running_mean is None or not _without_hooks(module):
         return False
     return type(module) is nn.BatchNorm2d or _activated(module)
 
@@ -222,7 +269,7 @@ def _shallow(module: nn.Module) -> nn.Module:
 
 def _rebuilt(module: nn.Module, swaps: dict[nn.Module, nn.Module], done: dict[nn.Module, nn.Module]) -> nn.Module:
     """A structural copy with some modules exchanged; what occurs twice stays one module."""
-    if _opaque(module):
+    if runs_as_a_whole(module):
         return module
     if module not in done:
         copy = done[module] = swaps.get(module) or _shallow(module)

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from robustfg.attacks.active_batch import ActiveBatch, SearchOptions
 from robustfg.attacks.ascent import Ascent
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.steps import Steepest, StepRule
 from robustfg.attacks.transforms import Change, Smoothing, Transform, unchanged
-from robustfg.attacks.victim import Victim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,34 +47,35 @@ class GradientAttack(Ascent):
     def passes(self) -> int:
         return self.rounds * (self.steps + (not self.last_iterate)) + self.looks_before
 
-    def victim_options(self) -> Mapping[str, bool]:
-        return {"stay": self.last_iterate}
+    @property
+    def search_options(self) -> SearchOptions:
+        return SearchOptions(keep_fooled=self.last_iterate)
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """Climbs from the start; the samples that are fooled leave unless the last iterate counts."""
-        target, memory = self.aim(victim, restart), None
-        if not len(victim):
+        target, memory = self.aim(batch, restart), None
+        if not len(batch):
             return
-        current = self.random_image(victim, draws) if self.random_start or self.again(restart) else victim.clean
-        threat = self.threat.placed(victim.clean, victim.index, *draws.key)
-        project = threat.projector(victim.clean, once=self.steps == 1)
+        current = self.random_image(batch, draws) if self.random_start or self.again(restart) else batch.clean
+        threat = self.threat.placed(batch.clean, batch.index, *draws.key)
+        project = threat.projector(batch.clean, once=self.steps == 1)
         for taken in range(self.steps):
             shown = self.step.ahead(current, memory, threat)
             seen_as: Change | None = None if shown is current else unchanged
             if self.seen_as is not None:
-                seen_as = self.seen_as.drawn(draws, victim.index, taken)
-            gradient = victim.slope(shown, self.towards(victim, target), seen_as=seen_as).gradient
+                seen_as = self.seen_as.drawn(draws, batch.index, taken)
+            gradient = batch.gradient(shown, self.towards(batch, target), seen_as=seen_as).gradient
             if self.smoothing is not None:
                 gradient = self.smoothing(gradient)
             moved, memory = self.step(current, gradient, memory, threat)
-            current, standing = project(moved), len(victim)
-            current, memory, target = victim.leave(current, memory, target)
-            if not len(victim):
+            current, standing = project(moved), len(batch)
+            current, memory, target = batch.drop_fooled(current, memory, target)
+            if not len(batch):
                 return
-            if len(victim) < standing:
-                threat = self.threat.placed(victim.clean, victim.index, *draws.key)
-                project = threat.projector(victim.clean)
+            if len(batch) < standing:
+                threat = self.threat.placed(batch.clean, batch.index, *draws.key)
+                project = threat.projector(batch.clean)
         if self.last_iterate:
-            victim.settle(current)
+            batch.set_result(current)
         else:
-            victim.look(current)
+            batch.evaluate(current)

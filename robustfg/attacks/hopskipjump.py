@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.balls import L2, Linf
 from robustfg.attacks.decision_based import DecisionBased
 from robustfg.attacks.directions import Directions, Gaussian
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.threat import flat_norm
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 FIRST_DISTANCE = 0.1
@@ -54,23 +54,23 @@ class HopSkipJump(DecisionBased):
             "directions": self.directions.name,
         }
 
-    def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def shrink(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """Starts at wrong noise and steps as long as every sample's queries last."""
-        point, spent = self.begun(victim, draws)
+        point, spent = self.begun(batch, draws)
         for step in range(1, self.queries):
             count = min(int(self.first_queries * math.sqrt(step)), self.most_queries)
-            point, spent = victim.leave(point, spent)
-            if not len(victim):
+            point, spent = batch.drop_fooled(point, spent)
+            if not len(batch):
                 return
             lacking = spent + count + 1 + self.halvings(point) > self.queries
-            point, spent = self.retire(victim, lacking, point, spent)
-            if not len(victim):
+            point, spent = self.retire(batch, lacking, point, spent)
+            if not len(batch):
                 return
-            normal = self._normal(victim, draws, point, step, count)
-            point, spent = self._move(victim, point, normal, spent + count, step)
-            point, spent = self.to_boundary(victim, point, spent)
+            normal = self._normal(batch, draws, point, step, count)
+            point, spent = self._move(batch, point, normal, spent + count, step)
+            point, spent = self.to_boundary(batch, point, spent)
 
-    def _normal(self, victim: Victim, draws: Draws, point: Tensor, step: int, count: int) -> Tensor:
+    def _normal(self, batch: ActiveBatch, draws: Draws, point: Tensor, step: int, count: int) -> Tensor:
         """The direction in which predictions turn wrong (eq. 14 and 16: signs less their mean, times directions).
 
         The queries lie as far away as the paper says, the perturbation's size in the threat's norm by the number of
@@ -80,39 +80,41 @@ class HopSkipJump(DecisionBased):
             distance = torch.full_like(point[:, :1, :1, :1], FIRST_DISTANCE)
         else:
             values = point[0].numel()
-            size = self.threat.size(point - victim.clean)[:, None, None, None] / values
+            size = self.threat.size(point - batch.clean)[:, None, None, None] / values
             distance = size.clamp_min(FLOAT_STEPS * torch.finfo(point.dtype).eps * math.sqrt(values)).to(point.dtype)
         signed, total = torch.zeros_like(point), torch.zeros_like(point)
         balance = torch.zeros_like(distance)
-        rows = torch.arange(len(victim), device=point.device)
+        rows = torch.arange(len(batch), device=point.device)
         for first in range(0, count, self.at_once):
             tries = range(first, min(first + self.at_once, count))
             shown = []
             for number in tries:
-                direction = self.directions.drawn(draws, point, victim.index, "direction", step, number)
+                direction = self.directions.drawn(draws, point, batch.index, "direction", step, number)
                 direction = direction / flat_norm(direction).to(direction.dtype)
                 shown.append((point + distance * direction).clamp(0, 1))
-            wrong = self.wrong(victim, torch.cat(shown), rows.repeat(len(tries)))
+            wrong = self.wrong(batch, torch.cat(shown), rows.repeat(len(tries)))
             for image, sign in zip(shown, wrong.to(point.dtype).mul(2).sub(1).chunk(len(tries)), strict=True):
                 sign = sign[:, None, None, None]
                 signed, total, balance = signed + sign * (image - point), total + (image - point), balance + sign
         mean = balance / count
         return torch.where(mean.abs() == 1, signed, signed - mean * total)
 
-    def _move(self, victim: Victim, point: Tensor, normal: Tensor, spent: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _move(
+        self, batch: ActiveBatch, point: Tensor, normal: Tensor, spent: Tensor, step: int
+    ) -> tuple[Tensor, Tensor]:
         """Along the normal, halving the step until the prediction is wrong or queries are short."""
         direction = self.threat.steepest(normal)
-        length = (self.threat.size(point - victim.clean) / math.sqrt(step)).to(point.dtype)
+        length = (self.threat.size(point - batch.clean) / math.sqrt(step)).to(point.dtype)
         point, spent = point.clone(), spent.clone()
         enough = self.queries - self.halvings(point)
-        rows = torch.arange(len(victim), device=point.device)
+        rows = torch.arange(len(batch), device=point.device)
         for halving in range(torch.finfo(point.dtype).bits):
             rows = rows[spent[rows] < enough]
             if not len(rows):
                 break
             stride = length[rows, None, None, None] * 0.5**halving
             image = (point[rows] + stride * direction[rows]).clamp(0, 1)
-            wrong = self.wrong(victim, image, rows)
+            wrong = self.wrong(batch, image, rows)
             point[rows[wrong]] = image[wrong]
             spent[rows] += 1
             rows = rows[~wrong]

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.acceptance import Reading, Threshold
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.ascent import Ascent
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.schedule import cosine
 from robustfg.attacks.settings import settings_of
 from robustfg.attacks.threat import step_length
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 from robustfg.types import Output
 
@@ -136,34 +136,36 @@ class LagrangianSearch(Ascent):
         told = {"searches": self.searches, "step_size": str(self.size), "lagrangian": settings_of(self.objective)}
         return {**super().describe(), "objective": f"{self.objective.classifier.name} - weighed detector", **told}
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """A climb is ``steps`` forward and backward passes and a last look; samples that are fooled leave."""
-        first = torch.full_like(victim.label, self.objective.weight, dtype=torch.float64)
+        first = torch.full_like(batch.label, self.objective.weight, dtype=torch.float64)
         weights = Weights(first, torch.zeros_like(first), torch.full_like(first, torch.inf))
         for turn in range(restart * self.searches, (restart + 1) * self.searches):
             own = replace(draws, restart=turn)
-            current, weights = self._climbed(victim, own, victim.clean if not turn else None, weights)
-            if not len(victim):
+            current, weights = self._climbed(batch, own, batch.clean if not turn else None, weights)
+            if not len(batch):
                 return
-            output, _ = victim.look(current)
-            weights = weights.after(self.objective.classifier(output, victim.label) > 0)
-            weights = Weights(*victim.leave(*weights))
-            if not len(victim):
+            output, _ = batch.evaluate(current)
+            weights = weights.after(self.objective.classifier(output, batch.label) > 0)
+            weights = Weights(*batch.drop_fooled(*weights))
+            if not len(batch):
                 return
 
-    def _climbed(self, victim: Victim, draws: Draws, start: Tensor | None, weights: Weights) -> tuple[Tensor, Weights]:
+    def _climbed(
+        self, batch: ActiveBatch, draws: Draws, start: Tensor | None, weights: Weights
+    ) -> tuple[Tensor, Weights]:
         """Where a climb from ``start``, or from a random point, ends, and the weights of the samples that are left."""
-        current = self.random_image(victim, draws) if start is None else start
-        threat = self.threat.placed(victim.clean, victim.index, *draws.key)
+        current = self.random_image(batch, draws) if start is None else start
+        threat = self.threat.placed(batch.clean, batch.index, *draws.key)
         for taken in range(self.steps):
-            slope = victim.slope(current, Weighed(self.objective, weights.weight))
+            answer = batch.gradient(current, Weighed(self.objective, weights.weight))
             length = step_length(self.size, threat.reach) * cosine(taken, self.steps)
-            current = threat.project(current + length * threat.steepest(slope.gradient), victim.clean)
-            standing = len(victim)
-            current, *columns = victim.leave(current, *weights)
+            current = threat.project(current + length * threat.steepest(answer.gradient), batch.clean)
+            standing = len(batch)
+            current, *columns = batch.drop_fooled(current, *weights)
             weights = Weights(*columns)
-            if not len(victim):
+            if not len(batch):
                 break
-            if len(victim) < standing:
-                threat = self.threat.placed(victim.clean, victim.index, *draws.key)
+            if len(batch) < standing:
+                threat = self.threat.placed(batch.clean, batch.index, *draws.key)
         return current, weights

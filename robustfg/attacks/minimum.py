@@ -1,16 +1,16 @@
 """Attacks that look for the smallest perturbation with a wrong prediction, wherever it lies."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVarTuple
 
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch, SearchOptions
 from robustfg.attacks.draws import Draws
+from robustfg.attacks.engine import Engine
 from robustfg.attacks.search import Search
-from robustfg.attacks.victim import Victim
 
 States = TypeVarTuple("States")
 
@@ -19,33 +19,38 @@ States = TypeVarTuple("States")
 class MinimumNormAttack(Search):
     """Keeps the smallest perturbation with a wrong prediction.
 
-    A sample whose smallest one lies outside epsilon ends at its projection to the ball, at which nobody has looked.
+    A sample whose smallest one lies outside epsilon ends at its projection to the ball, unseen by the model.
     With an epsilon that no image exceeds (l-inf 1, l2 1000) the attack measures minimal perturbations. Further
     restarts go only to samples without a wrong image within epsilon.
 
     Args:
-        stop_inside: a sample leaves as soon as a wrong image lies within epsilon, which is all that robust accuracy
+        stop_inside: drop a sample as soon as a wrong image lies within epsilon, which is all that robust accuracy
             asks for; false: the smallest is searched to the end.
     """
 
     stop_inside: bool = True
 
     @abstractmethod
-    def shrink(self, victim: Victim, draws: Draws, restart: int) -> None:
-        """One restart: asks ``victim`` about images in the box, inside epsilon or not; arguments as for ``search``."""
+    def shrink(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
+        """One restart: asks about images in the box, inside epsilon or not; arguments as for ``search``."""
 
-    def victim_options(self) -> Mapping[str, bool]:
-        return {"minimum": True, "stay": not self.stop_inside}
+    def searching(self) -> Engine:
+        """The model itself: so near the boundary most answers of a copy would have to be confirmed."""
+        return self.engine.exact()
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
-        """Shrinks, then takes those to the ball whose smallest wrong image lies outside."""
-        self.shrink(victim, draws, restart)
-        if len(victim):
-            self.retire(victim, torch.ones_like(victim.label, dtype=torch.bool))
+    @property
+    def search_options(self) -> SearchOptions:
+        return SearchOptions(minimise_norm=True, keep_fooled=not self.stop_inside)
 
-    def retire(self, victim: Victim, done: Tensor, *state: *States) -> tuple[*States]:
-        """Lets the samples go that ``done`` ``(b,)`` names, with an image inside epsilon; returns the others' state."""
-        image, _ = victim.best()  # the clean image of a sample that was never wrong
-        outside = self.threat.size(image.double() - victim.clean.double()) > self.threat.radius
-        victim.settle(self.threat.project(image, victim.clean), done & outside)
-        return victim.keep(~done, *state)
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
+        """Minimises the norm, then projects samples whose smallest wrong image lies outside epsilon."""
+        self.shrink(batch, draws, restart)
+        if len(batch):
+            self.retire(batch, torch.ones_like(batch.label, dtype=torch.bool))
+
+    def retire(self, batch: ActiveBatch, done: Tensor, *state: *States) -> tuple[*States]:
+        """Ends the samples that ``done`` ``(b,)`` names, with an image inside epsilon; returns the others' state."""
+        image, _ = batch.best()  # the clean image of a sample that was never wrong
+        outside = self.threat.size(image.double() - batch.clean.double()) > self.threat.radius
+        batch.set_result(self.threat.project(image, batch.clean), done & outside)
+        return batch.select(~done, *state)

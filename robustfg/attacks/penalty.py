@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.minimum import MinimumNormAttack
 from robustfg.attacks.objectives import Margin, Objective
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 from robustfg.types import Output
 
@@ -150,15 +150,15 @@ class PenaltyAttack(MinimumNormAttack):
             "seed": self.seed,
         }
 
-    def search_of(self, victim: Victim) -> ConstantSearch:
+    def search_of(self, batch: ActiveBatch) -> ConstantSearch:
         """The search at its beginning."""
-        count = torch.zeros_like(victim.label)
+        count = torch.zeros_like(batch.label)
         zero, none = count.double(), count.bool()
         far = zero + torch.inf
         return ConstantSearch(zero + self.initial_constant, zero, far, none, count, count, far, far)
 
-    def ask(self, victim: Victim, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def ask(self, batch: ActiveBatch, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One pass: the objective's gradient, 0 where there is success, the margin, and where there is success."""
-        slope = victim.slope(image, self.objective)
-        wrong = victim.margin < 0
-        return slope.gradient.masked_fill(wrong.view(-1, 1, 1, 1), 0), victim.margin, wrong
+        answer = batch.gradient(image, self.objective)
+        wrong = batch.margin < 0
+        return answer.gradient.masked_fill(wrong.view(-1, 1, 1, 1), 0), batch.margin, wrong

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.objectives import Margin, Objective
 from robustfg.attacks.search import Search
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 BLOCK = 32
@@ -79,29 +79,29 @@ class RandomSearch(Search):
             query: 1 for the first proposal.
         """
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """Asks about one proposal a query; the samples that are fooled leave."""
-        image, memory = self.begin(victim.clean, victim.index, draws)
-        value, drawn = self._asked(victim, image), image
+        image, memory = self.begin(batch.clean, batch.index, draws)
+        value, drawn = self._asked(batch, image), image
         for query in range(1, self.queries):
-            image, memory, value, drawn = victim.leave(image, memory, value, drawn)
-            if not len(victim):
+            image, memory, value, drawn = batch.drop_fooled(image, memory, value, drawn)
+            if not len(batch):
                 return
             place = query % BLOCK
             if place == 0 or query == 1:
                 count = self.draws_needed(image.shape[1:], query)
-                drawn = draws.uniforms(BLOCK * count, victim.index, "proposals", query // BLOCK)
-                drawn = drawn.view(len(victim), BLOCK, count)
-            proposal, changed = self.propose(image, victim.clean, memory, drawn[:, place], query)
-            found = self._asked(victim, proposal)
+                drawn = draws.uniforms(BLOCK * count, batch.index, "proposals", query // BLOCK)
+                drawn = drawn.view(len(batch), BLOCK, count)
+            proposal, changed = self.propose(image, batch.clean, memory, drawn[:, place], query)
+            found = self._asked(batch, proposal)
             better = found > value
             image = torch.where(better[:, None, None, None], proposal, image)
             if memory.shape[1]:
                 memory = torch.where(better[:, None], changed, memory)
             value = torch.where(better, found, value)
 
-    def _asked(self, victim: Victim, image: Tensor) -> Tensor:
+    def _asked(self, batch: ActiveBatch, image: Tensor) -> Tensor:
         """The objective, which is never a number that nothing could exceed."""
-        output, margin = victim.look(image)
-        value = -margin if self.objective == self.decision else self.objective(output, victim.label)
+        output, margin = batch.evaluate(image)
+        value = -margin if self.objective == self.decision else self.objective(output, batch.label)
         return value.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)

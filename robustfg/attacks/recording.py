@@ -1,38 +1,50 @@
-"""A network's passes as CUDA graphs: the host launches one graph instead of every kernel."""
+"""A network's passes as CUDA graphs: the host launches one graph instead of every kernel.
+
+A graph fixes the number of images, so smaller batches are filled up. Recording takes some passes and part of a second,
+and pays where a GPU waits for its host, which it does with small images, batches or networks. By default passes are
+recorded when a model meets a batch of the same size for the second time with the same weights.
+"""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Literal, cast
 from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from robustfg.attacks.folding import runs_as_a_whole
 from robustfg.attacks.freeze import Model
 from robustfg.errors import UserError
-from robustfg.types import Output, logits_of, mapped
+from robustfg.types import Output, joined, logits_of, mapped
 
 AGREEMENT = 1e-5
 """Largest difference of logits, relative to their spread, at which a recording is believed."""
 WARM_UP = 3
-"""Passes before a recording in which libraries choose their kernels; one more is watched."""
+"""Passes before a recording in which libraries choose their kernels; in one more, waits of the host are errors."""
+LARGEST = 2**20
+"""Pixels of a batch (B H W) up to which the GPU waits for its host: 64 images of 64 px gain most of the time, 1,024
+nothing (ResNet-18 on an H200)."""
+SIZES = 3
+"""Batch sizes of a model that are recorded at most by default; each takes the memory of its activations."""
 
 
 class Recorded:
-    """Answers as a model does, to images of one shape and with its passes played from memory.
+    """Answers as a model does, with its passes replayed.
 
     There are as many recordings as answers whose graphs are alive at once: one holds the activations of one answer.
-    What decides the passes besides weights and images, such as an attribute that the forward pass reads, is as it was
-    when they were recorded.
+    What decides the passes besides weights and images, such as an attribute that the forward pass reads, stays as it
+    was when they were recorded.
 
     Args:
         model: frozen and in eval mode; held weakly.
+        size: number of images in a pass.
         half: run under autocast with this type.
     """
 
-    def __init__(self, model: nn.Module, half: torch.dtype | None) -> None:
-        self._half = half
+    def __init__(self, model: nn.Module, size: int, half: torch.dtype | None) -> None:
+        self._size, self._half = size, half
         self._read: list[Tensor] = []  # weights that recordings read
         self.of(model)
         self._form: Output | Tensor | None = None
@@ -43,7 +55,10 @@ class Recorded:
         self._model = ref(model)
 
     def __call__(self, image: Tensor) -> Output | Tensor:
-        """The answer to ``(B, C, H, W)`` on a GPU. Raises ``UserError`` for a model that cannot be recorded."""
+        """The answer to ``(n, C, H, W)`` on a GPU. Raises ``UserError`` for a model that cannot be recorded."""
+        return in_pieces(self._replayed, image, self._size)
+
+    def _replayed(self, image: Tensor) -> Output | Tensor:
         free = next((recording for recording in self._recordings if not recording.busy), None)
         if free is None:
             free = Recording(self._flat, image)
@@ -57,8 +72,8 @@ class Recorded:
 
     @torch.no_grad()
     def agrees(self, image: Tensor) -> bool:
-        """Whether the model still answers what was recorded."""
-        own, played = logits_of(self._answer(image)), logits_of(self(image))
+        """Whether the model still answers ``(n, C, H, W)`` as recorded."""
+        own, played = (logits_of(in_pieces(answer, image, self._size)) for answer in (self._answer, self._replayed))
         return bool((own - played).abs().max() <= AGREEMENT * (own.max() - own.min()))
 
     def _flat(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -93,11 +108,11 @@ class Recording:
                 with torch.cuda.graph(self._graphs[0]):
                     self._answers = passes(self._image)
                 self.differentiable = [answer.requires_grad for answer in self._answers]
-                self._slopes = [torch.zeros_like(answer) for answer in self._moved(self._answers)]
+                self._weights = [torch.zeros_like(answer) for answer in self._moved(self._answers)]
                 self._gradient = torch.zeros_like(self._image)
-                if self._slopes:
+                if self._weights:
                     with torch.cuda.graph(self._graphs[1], pool=self._graphs[0].pool()):
-                        self._gradient = self._differentiated(self._answers, self._slopes)
+                        self._gradient = self._differentiated(self._answers, self._weights)
         except RuntimeError as error:
             raise UserError(
                 f"engine.compile: no CUDA graph of this model can be recorded; choose another mode or false ({error})"
@@ -105,11 +120,11 @@ class Recording:
 
     @property
     def busy(self) -> bool:
-        """Whether somebody may still want the gradient of the last answer."""
+        """Whether the gradient of the last answer may still be asked for."""
         return self._held is not None and self._held() is not None
 
     def hold(self) -> "_Held":
-        """As long as what this gives lives, the recording is busy."""
+        """The recording is busy as long as the returned object lives."""
         held = _Held()
         self._held = ref(held)
         return held
@@ -120,11 +135,11 @@ class Recording:
         self._graphs[0].replay()
         return tuple(answer.detach().clone() for answer in self._answers)
 
-    def backward(self, slopes: tuple[Tensor, ...]) -> Tensor:
+    def backward(self, weights: tuple[Tensor, ...]) -> Tensor:
         """The gradient to the image; it may be asked for several times."""
-        for place, slope in zip(self._slopes, self._moved(slopes), strict=True):
-            place.copy_(slope)
-        if self._slopes:
+        for place, weight in zip(self._weights, self._moved(weights), strict=True):
+            place.copy_(weight)
+        if self._weights:
             self._graphs[1].replay()
         return self._gradient.clone()
 
@@ -132,9 +147,9 @@ class Recording:
         """Those of the answers that depend on the image."""
         return [value for value, moves in zip(values, self.differentiable, strict=True) if moves]
 
-    def _differentiated(self, answers: tuple[Tensor, ...], slopes: list[Tensor]) -> Tensor:
+    def _differentiated(self, answers: tuple[Tensor, ...], weights: list[Tensor]) -> Tensor:
         # With the graph kept no activation is written over, so that the pass can be played again.
-        (gradient,) = torch.autograd.grad(self._moved(answers), self._image, slopes, retain_graph=True)
+        (gradient,) = torch.autograd.grad(self._moved(answers), self._image, weights, retain_graph=True)
         return gradient
 
     def _warm_up(self, passes: Callable[[Tensor], tuple[Tensor, ...]]) -> None:
@@ -180,46 +195,84 @@ class _Replay(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None]:
-        return ctx.recording.backward(slopes), None
+    def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor, None]:
+        return ctx.recording.backward(weights), None
 
 
-_KEPT: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Recorded | None]] = WeakKeyDictionary()
-"""Of every attacked model its recordings by shape, types and state of the weights; None where one answered otherwise.
+_KEPT: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Recorded | Literal[False] | None]] = WeakKeyDictionary()
+"""Recordings of every attacked model by size, types and state of the weights; None: not recorded yet, False: in vain.
 
 They hold weights and answers, but no module: one may refer to the model, which would then never be freed."""
 
 
-def recorded(itself: Model, model: Model, image: Tensor, half: torch.dtype | None) -> Model | None:
-    """A model's passes recorded; None on the CPU and where a recording does not answer alike.
+def recorded(
+    original: Model, model: Model, image: Tensor, half: torch.dtype | None, *, size: int | None, surely: bool
+) -> Model | None:
+    """A model's passes replayed; None on the CPU, where that does not pay, and where a recording answers otherwise.
 
-    Recordings are kept as long as the weights of ``itself`` stay the same; every call compares answers. What was tried
-    in vain is not tried again.
+    Recordings are kept as long as the weights of ``original`` stay the same; every call compares answers.
 
     Args:
-        itself: the attacked model.
+        original: the attacked model.
         model: it or its copy, frozen and in eval mode.
         image: ``(B, C, H, W)``.
         half: run under autocast with this type; None: as it would be run now.
+        size: images in a pass; None: the power of two from B on.
+        surely: record at once, and raise ``UserError`` for a model that cannot be recorded.
     """
-    if not image.is_cuda or not isinstance(model, nn.Module) or not isinstance(itself, nn.Module):
+    if not image.is_cuda or not isinstance(model, nn.Module) or not isinstance(original, nn.Module):
+        return None
+    if not surely and not pays(original, image):
         return None
     kind = image.device.type
     if half is None and torch.is_autocast_enabled(kind):
         half = torch.get_autocast_dtype(kind)
-    weights = tuple((tensor.data_ptr(), tensor._version) for tensor in (*itself.parameters(), *itself.buffers()))
-    key = tuple(image.shape), image.dtype, half, model is itself, weights
-    kept = _KEPT.setdefault(itself, {})
+    size = size or 1 << (len(image) - 1).bit_length()
+    weights = tuple((tensor.data_ptr(), tensor._version) for tensor in (*original.parameters(), *original.buffers()))
+    key = size, tuple(image.shape[1:]), image.dtype, half, model is original, weights
+    kept = _KEPT.setdefault(original, {})
     for elsewhere in [other for other in kept if other[-1] != weights]:
         del kept[elsewhere]
-    known = kept.get(key)
+    met, known = key in kept, kept.get(key)
+    if known is False:
+        return None
     if known is not None:
         known.of(model)
-    if key in kept and (known is None or known.agrees(image)):
-        return known
-    fresh = Recorded(model, half)
-    kept[key] = fresh if fresh.agrees(image) else None
-    return kept[key]
+        if known.agrees(image):
+            return known
+    kept[key] = None
+    if not surely and (not met or sum(isinstance(other, Recorded) for other in kept.values()) >= SIZES):
+        return None
+    fresh = Recorded(model, size, half)
+    try:
+        kept[key] = fresh if fresh.agrees(image) else False
+    except UserError:
+        if surely:
+            raise
+        kept[key] = False
+    return kept[key] or None
+
+
+def pays(original: nn.Module, image: Tensor) -> bool:
+    """Whether graphs are worth their recording: small batches ``(B, C, H, W)``, and plain modules on one device."""
+    small = len(image) * image.shape[2] * image.shape[3] <= LARGEST
+    if not small or any(runs_as_a_whole(part) for part in original.modules()):
+        return False
+    return all(tensor.device == image.device for tensor in (*original.parameters(), *original.buffers()))
+
+
+def in_pieces(forward: Model, image: Tensor, size: int) -> Output | Tensor:
+    """Answers to ``(n, C, H, W)``, so many images at a time in the usual layout; the last piece is filled up.
+
+    In another layout other kernels may run, which round otherwise.
+    """
+    pieces = []
+    for piece in torch.split(image, size):
+        missing = size - len(piece)
+        filled = torch.cat([piece, piece[:1].detach().expand(missing, -1, -1, -1)]) if missing else piece
+        pieces.append(forward(filled.contiguous()))
+    whole = pieces[0] if len(pieces) == 1 else joined(pieces)
+    return mapped(whole, lambda value: value[: len(image)])
 
 
 def _tensors(answer: Output | Tensor) -> Iterator[Tensor]:

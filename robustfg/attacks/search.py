@@ -8,18 +8,18 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch, SearchOptions
 from robustfg.attacks.base import Attack, Attempt, Task
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
 from robustfg.attacks.objectives import Objective
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Attack):
-    """Asks a ``Victim``, which keeps the best image asked about.
+    """Asks about images through an ``ActiveBatch``, which keeps the best one of every sample.
 
     Args:
         engine: how the model is run during the search.
@@ -37,11 +37,11 @@ class Search(Attack):
             raise UserError(f"threat {self.threat.norm} allows turned images only, which Spatial tries, not {kind}")
 
     @abstractmethod
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
-        """One round: asks ``victim`` about images inside ``self.threat``.
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
+        """One round: asks about images inside ``self.threat``.
 
         Args:
-            victim: the samples; not empty at the beginning.
+            batch: the samples; not empty at the beginning.
             draws: this round's random numbers.
             restart: 0 for the first.
         """
@@ -61,9 +61,10 @@ class Search(Attack):
         """What the search goes by: positive where the attacker has won."""
         return self.decision
 
-    def victim_options(self) -> Mapping[str, bool]:
-        """How images are kept: ``minimum`` and ``stay`` of ``Victim``."""
-        return {}
+    @property
+    def search_options(self) -> SearchOptions:
+        """What is kept of the images asked about."""
+        return SearchOptions()
 
     @torch.inference_mode(False)
     def attempt(self, model: Model, task: Task, restart: int, before: Attempt | None) -> Attempt:
@@ -82,24 +83,22 @@ class Search(Attack):
             margin = task.image.new_zeros(0)
             least = None if self.watch is None else margin
             return Attempt(task.image, margin, none, none, none, none.bool(), least=least)
-        engine = self.searching() if self.watch is None else self.searching().exact()  # the model's own readings count
-        found, doubted = self._searched(model, task, draws, restart, engine)
-        rows = doubted.nonzero().flatten()
+        engine = self.searching() if self.watch is None else self.searching().exact()  # the model's own scores count
+        found, differs = self._searched(model, task, draws, restart, engine)
+        rows = (differs & ~(found.margin < 0)).nonzero().flatten()
         if not len(rows):
             return found
         again, _ = self._searched(model, task.part(rows), draws, restart, engine.exact())
-        return _instead(found, rows, again)
+        return _repeated(found, rows, again)
 
     def _searched(self, model: Model, task: Task, draws: Draws, restart: int, engine: Engine) -> tuple[Attempt, Tensor]:
-        """What a round finds, and for whom it must be repeated as it ran on a copy that answers otherwise, ``(B,)``."""
+        """What a round finds, and the samples that a surrogate copy has misjudged in it, ``(B,)`` bool."""
         with engine.running(model, task.image, task.classes, draws.key, self.passes // self.rounds) as run:
-            options = self.victim_options()
-            victim = Victim(run, task, threat=self.threat, decision=self.deciding, watch=self.watch, **options)
-            self.search(victim, draws, restart)
-            least = victim.least()
-            logits = task.logits if victim.asked is None else victim.asked
-            found = replace(Attempt(*victim.results()), logits=logits, least=least)
-            return found, victim.doubted & (options.get("minimum", False) | ~(found.margin < 0))
+            batch = ActiveBatch(
+                run, task, threat=self.threat, decision=self.deciding, options=self.search_options, watch=self.watch
+            )
+            self.search(batch, draws, restart)
+            return batch.results(), batch.surrogate_differs
 
     def searching(self) -> Engine:
         """How the model is prepared for the search."""
@@ -110,8 +109,8 @@ class Search(Attack):
             return -self.decision(run.own(image, index), label.clone())
 
 
-def _instead(found: Attempt, rows: Tensor, again: Attempt) -> Attempt:
-    """The samples of ``rows`` ``(n,)`` as they stand ``again``, after all that was spent on them before."""
+def _repeated(found: Attempt, rows: Tensor, again: Attempt) -> Attempt:
+    """Exchanges the samples at ``rows`` ``(n,)`` for what was found ``again``; passes of both rounds count."""
     before = found.forwards[rows]
     columns = {
         "image": again.image,
@@ -125,9 +124,9 @@ def _instead(found: Attempt, rows: Tensor, again: Attempt) -> Attempt:
 
 
 def _after(before: Attempt, rows: Tensor, found: Attempt) -> Attempt:
-    """Where all samples stand: what was found for ``rows``, and what was reached before, at no cost, for the others.
+    """All samples after this round: what was found at ``rows``, and what was known before, at no cost, elsewhere.
 
-    A sample that the model was not asked about in this round stays where it was, too.
+    A sample that the model was not asked about in this round keeps what was known before, too.
     """
     asked = found.forwards > 0
     zeros = torch.zeros_like(before.forwards)

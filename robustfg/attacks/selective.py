@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.acceptance import Reading
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.balls import L2, Linf
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.objectives import Margin, Objective
@@ -15,7 +16,6 @@ from robustfg.attacks.schedule import cosine
 from robustfg.attacks.search import Search
 from robustfg.attacks.settings import settings_of
 from robustfg.attacks.threat import Threat, step_length
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -68,32 +68,32 @@ class SelectivePGD(Search):
             "seed": self.seed,
         }
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """One forward and one backward pass a step, two if orthogonal; samples that are fooled leave."""
-        threat = self.threat.placed(victim.clean, victim.index, *draws.key)
-        current = victim.clean
+        threat = self.threat.placed(batch.clean, batch.index, *draws.key)
+        current = batch.clean
         if self.random_start or restart:
-            noise = threat.uniform(victim.clean, victim.index, *draws.key)
-            current = threat.project(victim.clean + noise, victim.clean)
+            noise = threat.uniform(batch.clean, batch.index, *draws.key)
+            current = threat.project(batch.clean + noise, batch.clean)
         for taken in range(self.steps):
             length = step_length(self.size, threat.reach) * cosine(taken, self.steps)
-            current, standing = self._moved(victim, threat, current, length), len(victim)
-            (current,) = victim.leave(current)
-            if not len(victim):
+            current, standing = self._moved(batch, threat, current, length), len(batch)
+            (current,) = batch.drop_fooled(current)
+            if not len(batch):
                 return
-            if len(victim) < standing:
-                threat = self.threat.placed(victim.clean, victim.index, *draws.key)
-        victim.look(current)
+            if len(batch) < standing:
+                threat = self.threat.placed(batch.clean, batch.index, *draws.key)
+        batch.evaluate(current)
 
-    def _moved(self, victim: Victim, threat: Threat, current: Tensor, length: float) -> Tensor:
+    def _moved(self, batch: ActiveBatch, threat: Threat, current: Tensor, length: float) -> Tensor:
         image = current.detach().requires_grad_()
-        output, _ = victim.look(image, graph=True)
-        wrong, hidden = self.classifier(output, victim.label), -self.score(output)
+        output, _ = batch.evaluate(image, graph=True)
+        wrong, hidden = self.classifier(output, batch.label), -self.score(output)
         fooled = wrong.detach() > self.confidence
         if not self.orthogonal:
-            gradient = victim.pull(torch.where(fooled, hidden, wrong), image)
-            return threat.project(current + length * threat.steepest(gradient), victim.clean)
-        to_wrong, to_hidden = victim.pull(wrong, image, again=True), victim.pull(hidden, image)
+            gradient = batch.backward(torch.where(fooled, hidden, wrong), image)
+            return threat.project(current + length * threat.steepest(gradient), batch.clean)
+        to_wrong, to_hidden = batch.backward(wrong, image, retain_graph=True), batch.backward(hidden, image)
         turn = fooled[:, None, None, None]
         along, across = torch.where(turn, to_hidden, to_wrong), torch.where(turn, to_wrong, to_hidden)
-        return orthogonal_step(threat, current, victim.clean, along, across, length)
+        return orthogonal_step(threat, current, batch.clean, along, across, length)

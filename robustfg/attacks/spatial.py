@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.search import Search
 from robustfg.attacks.threat import Threat, ThreatError, pixel_value
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 NOT_ADDED = "threat rigid has no pixel changes to add; attack it with Spatial"
@@ -140,21 +140,21 @@ class Spatial(Search):
             "seed": self.seed,
         }
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """One pose after another; samples that are fooled leave."""
-        limits = self.threat.limits(victim.clean)
+        limits = self.threat.limits(batch.clean)
         grid = None if self.tries is not None else self._grid().to(limits)
         farthest = torch.zeros_like(limits)
         for step in range(self.steps):
             if grid is None:
-                share = 2 * draws.uniforms(3, victim.index, "pose", step).to(limits) - 1
+                share = 2 * draws.uniforms(3, batch.index, "pose", step).to(limits) - 1
             else:
-                share = grid[step].expand(len(victim), 3)
+                share = grid[step].expand(len(batch), 3)
             pose = share * limits
             farthest = torch.maximum(farthest, pose.abs().amax(0))
-            victim.look(turned(victim.clean, pose[:, 0], pose[:, 1:]))
-            victim.leave()
-            if not len(victim):
+            batch.evaluate(turned(batch.clean, pose[:, 0], pose[:, 1:]))
+            batch.drop_fooled()
+            if not len(batch):
                 break
         if not bool((farthest <= limits).all()):
             raise ThreatError(f"a pose left the threat model: {farthest.tolist()} > {limits.tolist()}")

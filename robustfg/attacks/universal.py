@@ -15,16 +15,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.contract import classes_of
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Engine
 from robustfg.attacks.freeze import Model
+from robustfg.attacks.input_gradient import gradient_of
 from robustfg.attacks.objectives import CrossEntropy, Objective
 from robustfg.attacks.search import Search
 from robustfg.attacks.settings import tensor_sha256
-from robustfg.attacks.slope import derivative
 from robustfg.attacks.threat import Threat, step_length
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -70,7 +70,7 @@ def fit(
                 change = torch.zeros_like(clean[:1]) if change is None else change
                 leaf = change.clone().requires_grad_()
                 value = objective(run((clean + leaf).clamp(0, 1)), true).clamp_max(cap)
-                gradient = derivative(value.mean(), leaf).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+                gradient = gradient_of(value.mean(), leaf).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
                 grey = torch.full_like(change, 0.5)
                 moved = change + length * (1 - epoch / epochs) * threat.steepest(gradient)
                 change = threat.project(grey + moved, grey) - grey
@@ -122,13 +122,13 @@ class UniversalPerturbation(Search):
             "perturbation_sha256": tensor_sha256(self._change().float()),
         }
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """One look."""
         change = self._change()
-        if change.shape[1:] != victim.clean.shape[1:]:
-            shapes = tuple(change.shape[1:]), tuple(victim.clean.shape[1:])
+        if change.shape[1:] != batch.clean.shape[1:]:
+            shapes = tuple(change.shape[1:]), tuple(batch.clean.shape[1:])
             raise UserError(f"the universal perturbation was learned for images {shapes[0]}, not {shapes[1]}")
-        victim.look(self.threat.project(victim.clean + change.to(victim.clean), victim.clean))
+        batch.evaluate(self.threat.project(batch.clean + change.to(batch.clean), batch.clean))
 
     def _change(self) -> Tensor:
         assert self.perturbation is not None

@@ -54,8 +54,8 @@ class Crafted(Attacked):
 
     def attacked(self, model: Classify, batch: Batch, moment: Moment, strength: float) -> Tensor:
         attack = weakened(self.attack_at(moment.step), strength)
-        with as_in_training(model) if self.craft_in_train_mode else nullcontext(model) as victim:
-            return attack(victim, batch.image, batch.label, batch.index, draw=moment.step)
+        with as_in_training(model) if self.craft_in_train_mode else nullcontext(model) as attacked:
+            return attack(attacked, batch.image, batch.label, batch.index, draw=moment.step)
 
     def attack_at(self, step: int) -> Attack:
         """The attack whose turn it is."""

@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from robustfg.attacks import Engine, GradientAttack, KullbackLeibler, Rigid, Steepest, Threat
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.threat import step_length
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.training.attacked import Attacked
@@ -82,13 +82,13 @@ class _Drift(GradientAttack):
     engine: Engine = field(default_factory=lambda: Engine(fold=False))  # weights change at every training step
     name: str = "trades"
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
-        super().search(victim, _Draws(draws.seed, draws.attack, draws.draw, restart), restart)
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
+        super().search(batch, _Draws(draws.seed, draws.attack, draws.draw, restart), restart)
 
-    def random_image(self, victim: Victim, draws: Draws) -> Tensor:
-        clean = victim.clean
-        noise = draws.normals(clean[0].numel(), victim.index).view_as(clean).to(clean)
-        return self.threat.placed(clean, victim.index, *draws.key).project(clean + START * noise, clean)
+    def random_image(self, batch: ActiveBatch, draws: Draws) -> Tensor:
+        clean = batch.clean
+        noise = draws.normals(clean[0].numel(), batch.index).view_as(clean).to(clean)
+        return self.threat.placed(clean, batch.index, *draws.key).project(clean + START * noise, clean)
 
 
 class _Draws(Draws):

@@ -18,13 +18,13 @@ from torch import nn
 
 import robustfg
 from robustfg.attacks import L1, L2, CrossEntropy, Engine, GradientAttack, Linf, Margin, Steepest
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.adapters import ART, AdvLib, Foolbox, PyAutoAttack
 from robustfg.attacks.adapters.shared import kept_state
 from robustfg.attacks.adapters.witness import Witness
 from robustfg.attacks.base import Task
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Run
-from robustfg.attacks.victim import Victim
 from robustfg.classifier import Classifier
 from robustfg.config import CONF, build, plain, register_schemas
 from robustfg.errors import UserError
@@ -622,13 +622,13 @@ def test_the_options_on_disk_name_attacks_and_settings_that_exist(option):
     assert (only(attack.within(replace(attack.threat, epsilon=0.3)), smooth(dtype=torch.float32)).margin < 0).any()
 
 
-def test_passes_of_others_are_charged_to_the_samples_still_there():
+def test_passes_of_other_libraries_count_for_the_active_samples():
     net, image = smooth(), images(3).double()
     task = Task.of(image, predicted(net, image), None, draw=0, logits=None)
-    victim = Victim(Run(Engine(fold=False), net), task, threat=linf(), decision=Margin())
-    victim.look(image)
-    victim.keep(torch.tensor([True, False, True]))
-    victim.charge(torch.tensor([5, 7]), torch.tensor([1, 0]))
-    _, _, _, forwards, backwards, _ = victim.results()
-    assert forwards.tolist() == [6, 1, 8]
-    assert backwards.tolist() == [1, 0, 0]
+    batch = ActiveBatch(Run(Engine(fold=False), net), task, threat=linf(), decision=Margin())
+    batch.evaluate(image)
+    batch.select(torch.tensor([True, False, True]))
+    batch.count_passes(torch.tensor([5, 7]), torch.tensor([1, 0]))
+    found = batch.results()
+    assert found.forwards.tolist() == [6, 1, 8]
+    assert found.backwards.tolist() == [1, 0, 0]

@@ -13,8 +13,8 @@ from small import images as float64_images
 from test_folding import Plain, images
 from torch import nn
 
-from robustfg.attacks import APGD, Engine, GradientAttack, Linf, Square, victim
-from robustfg.attacks.engine import Mode
+from robustfg.attacks import APGD, Engine, GradientAttack, Linf, Square
+from robustfg.attacks.engine import GPU_PERIOD, Mode
 from robustfg.attacks.folding import folded
 from robustfg.attacks.randomness import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms
 from robustfg.attacks.recording import Recorded, recorded
@@ -104,7 +104,7 @@ def test_no_success_is_lost_by_asking_the_model_itself_later(kind, length, autoc
     budget = {"queries": 6 * length} if kind is Square else {"steps": length}
     made = kind(threat=Linf(epsilon="1/255"), engine=Engine(autocast=autocast), **budget)
     late = next(made.attempts(model, image, label, index))
-    monkeypatch.setattr(victim, "host_waits", lambda device: False)
+    monkeypatch.setattr("robustfg.attacks.active_batch.steps_between_drops", lambda device: 1)
     at_once = next(made.attempts(model, image, label, index))
     surely = late.margin.abs() > 1e-4  # TF32 rounds otherwise where the batch is another
     assert torch.equal((late.margin < 0)[surely], (model.eval()(late.image).argmax(1) != label)[surely])
@@ -160,21 +160,21 @@ class Scaled(nn.Module):
 
 def test_a_recording_is_kept_while_it_answers_alike_and_not_copied_with_the_model():
     model, image = Scaled().to(GPU).eval().requires_grad_(requires_grad=False), images(8).to(GPU)
-    first = recorded(model, model, image, None)
+    first = recorded(model, model, image, None, size=None, surely=True)
     assert isinstance(first, Recorded)
-    assert recorded(model, model, image, None) is first
+    assert recorded(model, model, image, None, size=None, surely=True) is first
     assert torch.allclose(first(image).logits, model(image).logits)
     leaf = image.clone().requires_grad_()
     slopes = [torch.autograd.grad(answer(leaf).logits[:, 0].sum(), leaf)[0].clone() for answer in (first, model)]
     assert torch.allclose(*slopes, atol=1e-6)
     model.scale = 2.0
-    second = recorded(model, model, image, None)
+    second = recorded(model, model, image, None, size=None, surely=True)
     assert second is not first
     assert torch.allclose(second(image).logits, model(image).logits)
     model.net[0].weight.data.mul_(1.5)  # read where it lies
-    assert recorded(model, model, image, None) is second
+    assert recorded(model, model, image, None, size=None, surely=True) is second
     assert torch.allclose(second(image).logits, model(image).logits)
-    assert recorded(model, model, image[:3], None) is not second
+    assert recorded(model, model, image[:3], None, size=None, surely=True) is not second
     twin = copy.deepcopy(model)
     assert torch.equal(twin(image).logits, model(image).logits)
     assert len(pickle.dumps(model)) < 1e5
@@ -187,7 +187,7 @@ def test_a_model_that_reads_values_back_cannot_be_recorded_and_says_so():
 
     reading = Reading().to(GPU)
     with pytest.raises(UserError, match=r"engine.compile: no CUDA graph of this model can be recorded"):
-        recorded(reading, reading, images(8).to(GPU), None)
+        recorded(reading, reading, images(8).to(GPU), None, size=None, surely=True)
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert torch.cuda.get_sync_debug_mode() == 0
     assert torch.rand(3, device=GPU).sum().item() > 0  # a failed recording leaves a generator that refuses to draw
@@ -242,7 +242,7 @@ def test_the_host_does_not_wait_in_every_step(made):
     model, *samples = labelled()
     length = "queries" if isinstance(made, Square) else "steps"
     few, more = (waits(replace(made, **{length: steps}), model, *samples) for steps in (16, 80))
-    looks = 0 if getattr(made, "last_iterate", False) else 64 / victim.PATIENCE
+    looks = 0 if getattr(made, "last_iterate", False) else 64 / GPU_PERIOD
     assert more - few <= 3 * looks, (few, more)
 
 

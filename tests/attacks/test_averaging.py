@@ -23,10 +23,10 @@ from robustfg.attacks import (
     Margin,
     Square,
 )
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.base import Task
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.engine import Run
-from robustfg.attacks.victim import Victim
 from robustfg.types import Output
 
 pytestmark = pytest.mark.numeric
@@ -62,16 +62,16 @@ class Wavering(nn.Module):
         return torch.stack([self.answer(image, turn) for turn in range(DRAWS)]).mean(0)
 
 
-def victim_of(model, clean):
+def active_batch_of(model, clean):
     task = Task.of(clean, LABEL, INDEX, draw=0, logits=None)
-    return Victim(Run(AVERAGED, model), task, threat=Linf(epsilon=1), decision=Margin())
+    return ActiveBatch(Run(AVERAGED, model), task, threat=Linf(epsilon=1), decision=Margin())
 
 
-def test_a_look_tells_the_mean_answer_its_margin_and_with_pull_its_gradient():
+def test_an_evaluation_returns_the_mean_answer_its_margin_and_with_backward_its_gradient():
     model, clean = Wavering(), images()
-    victim, leaf = victim_of(model, clean), clean.clone().requires_grad_()
-    output, margin = victim.look(leaf, graph=True)
-    gradient = victim.pull(CrossEntropy()(output, LABEL), leaf)
+    batch, leaf = active_batch_of(model, clean), clean.clone().requires_grad_()
+    output, margin = batch.evaluate(leaf, graph=True)
+    gradient = batch.backward(CrossEntropy()(output, LABEL), leaf)
     naive = clean.clone().requires_grad_()
     mean = model.mean(naive)
     (expected,) = torch.autograd.grad(nn.functional.cross_entropy(mean, LABEL, reduction="sum"), naive)
@@ -80,13 +80,14 @@ def test_a_look_tells_the_mean_answer_its_margin_and_with_pull_its_gradient():
     assert torch.allclose(output.heads["other"], -mean)
     assert torch.allclose(margin, -Margin()(mean, LABEL))
     assert torch.allclose(gradient, expected)
-    assert victim.results()[3].tolist() == victim.results()[4].tolist() == [DRAWS] * 6
+    found = batch.results()
+    assert found.forwards.tolist() == found.backwards.tolist() == [DRAWS] * 6
 
 
-def test_a_slope_is_that_of_the_mean_objective_and_its_margin_that_of_the_mean_answer():
+def test_a_gradient_is_that_of_the_mean_objective_and_its_margin_that_of_the_mean_answer():
     model, clean = Wavering(), images()
-    victim = victim_of(model, clean)
-    slope = victim.slope(clean, CrossEntropy())
+    batch = active_batch_of(model, clean)
+    slope = batch.gradient(clean, CrossEntropy())
     naive = clean.clone().requires_grad_()
     values = torch.stack(
         [nn.functional.cross_entropy(model.answer(naive, t), LABEL, reduction="none") for t in range(DRAWS)]
@@ -94,7 +95,7 @@ def test_a_slope_is_that_of_the_mean_objective_and_its_margin_that_of_the_mean_a
     (expected,) = torch.autograd.grad(values.sum(), naive)
     assert torch.allclose(slope.value, values)
     assert torch.allclose(slope.gradient, expected)
-    assert torch.allclose(victim.margin, -Margin()(model.mean(clean), LABEL))
+    assert torch.allclose(batch.margin, -Margin()(model.mean(clean), LABEL))
 
 
 BANK = FeatureBank(torch.eye(3, dtype=torch.float64)[[0, 1]] * 9, torch.tensor([0, 1]))
@@ -128,8 +129,8 @@ def slope_estimates(samples):
     attack = EstimatedGradient(threat=Linf(epsilon=0.1), steps=1, samples=2, deviation=0.01)
     task, estimates = Task.of(clean, LABEL[:1], None, draw=0, logits=None), []
     for _ in range(100):
-        victim = Victim(Run(Engine(samples=samples), noisy), task, threat=attack.threat, decision=Margin())
-        estimates.append(attack._along(victim, Draws(0, "a", 0, 0), clean, 0, 0)[0, 0, 0, 0])
+        batch = ActiveBatch(Run(Engine(samples=samples), noisy), task, threat=attack.threat, decision=Margin())
+        estimates.append(attack._along(batch, Draws(0, "a", 0, 0), clean, 0, 0)[0, 0, 0, 0])
     return torch.stack(estimates)
 
 

@@ -89,7 +89,7 @@ def test_results_do_not_depend_on_batch_size_or_order():
 
 
 class Samples:
-    """A stand-in for a victim: samples nobody asks about."""
+    """A stand-in for a batch: samples nobody asks about."""
 
     clean, label, index = images(), ZERO, INDEX
 

@@ -112,7 +112,7 @@ def test_an_averaged_gradient_is_nearer_to_that_without_noise():
         ({"compile": True}, "engine.compile needs engine.fixed_batch"),
         (
             {"compile": "fast", "fixed_batch": 8},
-            "engine.compile must be false, true or one of cudagraphs, de",
+            "engine.compile must be auto, false, true or one of cudagraphs, de",
         ),
         ({"compile": "default"}, "engine.compile needs engine.fixed_batch"),
         ({"samples": 0}, "engine.samples must be >= 1, got 0"),

@@ -193,5 +193,5 @@ def test_narrow_convolutions_work_in_the_usual_layout_and_the_others_in_channels
     for module in copy_.modules():
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(seen)
-    copy_(images(size=64))
+    copy_(images(size=64).contiguous(memory_format=torch.channels_last))
     assert layouts == {True: {(True, True, True)}, False: {(True, True, True)}}

@@ -85,7 +85,7 @@ def test_short_estimates_with_manyhalvings_do_not_overspend_either(threat, dual,
 
 
 class Answers:
-    """A stand-in for a victim: wrong where the first pixel is bright."""
+    """A stand-in for a batch: wrong where the first pixel is bright."""
 
     def __init__(self, clean, threshold):
         self.clean, self.label, self.index, self.threshold, self.seen = clean, ZERO, INDEX, threshold, []
@@ -93,7 +93,7 @@ class Answers:
     def __len__(self):
         return len(self.clean)
 
-    def look(self, image, of):
+    def evaluate(self, image, of):
         self.seen.append((image, of))
         margin = self.threshold[of] - image[:, 0, 0, 0]
         return margin[:, None], margin
@@ -105,9 +105,9 @@ class Answers:
 @NORMS
 def test_queries_in_float32_move_pixels_by_more_than_rounding(threat, dual):
     clean = images().float()
-    victim = Answers(clean, torch.full((4,), 9.0))
-    HopSkipJump(threat=threat)._normal(victim, Draws(0, "a", 0, 0), clean + 1e-6, 4, 40)
-    move = torch.cat([shown for shown, _ in victim.seen]) - (clean + 1e-6).repeat(40, 1, 1, 1)
+    batch = Answers(clean, torch.full((4,), 9.0))
+    HopSkipJump(threat=threat)._normal(batch, Draws(0, "a", 0, 0), clean + 1e-6, 4, 40)
+    move = torch.cat([shown for shown, _ in batch.seen]) - (clean + 1e-6).repeat(40, 1, 1, 1)
     assert move.flatten(1).norm(dim=1).min() > 2 * 48**0.5 * 2**-23
 
 
@@ -119,9 +119,9 @@ def test_a_normal_equals_the_formula_written_out_also_where_answers_are_unbalanc
     point = clean + 0.1
     threshold = point[:, 0, 0, 0] + torch.tensor([0.004, -0.004, 9.0, -9.0])  # mostly right, mostly wrong, all, none
     threshold = point[:, 0, 0, 0] + (threshold - point[:, 0, 0, 0]) * (1 if step == 1 else 0.5 if dual == 2 else 0.07)
-    victim, attack = Answers(clean, threshold), HopSkipJump(threat=threat, at_once=7)
-    normal = attack._normal(victim, Draws(0, "a", 0, 0), point, step, 40)
-    images_seen, rows = (torch.cat(part) for part in zip(*victim.seen, strict=True))
+    batch, attack = Answers(clean, threshold), HopSkipJump(threat=threat, at_once=7)
+    normal = attack._normal(batch, Draws(0, "a", 0, 0), point, step, 40)
+    images_seen, rows = (torch.cat(part) for part in zip(*batch.seen, strict=True))
     for sample in range(4):
         shown = images_seen[rows == sample]
         assert len(shown) == 40

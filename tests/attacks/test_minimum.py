@@ -17,12 +17,12 @@ class TwoLooks(MinimumNormAttack):
     def describe(self):
         return {}
 
-    def shrink(self, victim, draws, restart):
-        first, second = (amount[victim.index][:, None, None, None] for amount in (FIRST, SECOND))
-        victim.look(victim.clean + first)
-        (second,) = victim.leave(second)
-        if len(victim):
-            victim.look(victim.clean + second)
+    def shrink(self, batch, draws, restart):
+        first, second = (amount[batch.index][:, None, None, None] for amount in (FIRST, SECOND))
+        batch.evaluate(batch.clean + first)
+        (second,) = batch.drop_fooled(second)
+        if len(batch):
+            batch.evaluate(batch.clean + second)
 
 
 def brightened(image):
@@ -65,12 +65,12 @@ def test_retired_samples_keep_their_result_and_the_others_go_on():
     clean, seen = images() * 0 + 0.3, []
 
     class Retiring(TwoLooks):
-        def shrink(self, victim, draws, restart):
-            victim.look(victim.clean + FIRST[:, None, None, None])
-            index, number, left = self.retire(victim, FIRST >= 0.2, victim.index, 7, None)
-            seen.append((index.tolist(), number, left, len(victim)))
-            assert torch.equal(victim.best()[0], victim.clean + FIRST[index][:, None, None, None])
-            victim.look(victim.clean + SECOND[index][:, None, None, None])
+        def shrink(self, batch, draws, restart):
+            batch.evaluate(batch.clean + FIRST[:, None, None, None])
+            index, number, left = self.retire(batch, FIRST >= 0.2, batch.index, 7, None)
+            seen.append((index.tolist(), number, left, len(batch)))
+            assert torch.equal(batch.best()[0], batch.clean + FIRST[index][:, None, None, None])
+            batch.evaluate(batch.clean + SECOND[index][:, None, None, None])
 
     found = next(Retiring(threat=Linf(epsilon=0.06), stop_inside=False).attempts(brightened, clean, LABEL * 0))
     assert seen == [([1, 3, 5], 7, None, 3)]

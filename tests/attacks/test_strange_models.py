@@ -395,8 +395,8 @@ def test_a_copy_that_takes_another_way_than_the_model_is_given_up_and_the_sample
             assert torch.equal(attempt.margin < 0, alone != label)
 
 
-@pytest.mark.parametrize("attack", ["pgd", "last iterate", "fmn"])
-def test_whom_a_copy_misjudges_the_model_itself_is_attacked_for_from_the_start(attack, monkeypatch):
+@pytest.mark.parametrize("attack", ["pgd", "last iterate", "apgd"])
+def test_samples_that_a_copy_misjudges_are_attacked_on_the_model_itself_from_the_start(attack, monkeypatch):
     model, image = net(), images(COUNT, seed=3)
     label, made = model(image).argmax(1), ATTACKS[attack]
     (expected,) = replace(made, engine=Engine(fold=False)).attempts(model, image, label)

@@ -103,8 +103,8 @@ def started(clean, name, steps):
 class Started(GradientAttack):
     """Starts where the released code's random numbers put it."""
 
-    def random_image(self, victim, draws):
-        return started(victim.clean, self.name, self.steps)
+    def random_image(self, batch, draws):
+        return started(batch.clean, self.name, self.steps)
 
 
 @pytest.mark.parametrize("branch", ["A", "FR"])

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.adapters.lookup import ORDERS, arguments, chosen, length, load, refuse_other_norm
 from robustfg.attacks.adapters.shared import Peer
 from robustfg.attacks.adapters.witness import Witness
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -46,12 +46,12 @@ class AdvLib(Peer):
     def steps(self) -> int:
         return length(self._call(), self.options)
 
-    def craft(self, model: Witness, victim: Victim, seed: int) -> Tensor:
+    def craft(self, model: Witness, batch: ActiveBatch, seed: int) -> Tensor:
         loss = self._arguments().get("loss_function", inspect.signature(self._call()).parameters.get("loss_function"))
         needed = 4 if self.attack == "apgd_targeted" else 3 if "dlr" in str(loss) else 2
-        if needed > 2 and victim.logits.shape[1] < needed:
-            raise UserError(f"{self.title}: this loss needs {needed} classes, got {victim.logits.shape[1]}")
-        found: Tensor = self._call()(model, victim.clean.clone(), victim.label.clone(), **self._arguments())
+        if needed > 2 and batch.logits.shape[1] < needed:
+            raise UserError(f"{self.title}: this loss needs {needed} classes, got {batch.logits.shape[1]}")
+        found: Tensor = self._call()(model, batch.clean.clone(), batch.label.clone(), **self._arguments())
         return found
 
     def _call(self) -> Any:

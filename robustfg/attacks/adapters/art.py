@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.adapters.lookup import ORDERS, arguments, chosen, length, load, refuse_other_norm
 from robustfg.attacks.adapters.shared import Peer
 from robustfg.attacks.adapters.witness import Witness
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -41,21 +41,21 @@ class ART(Peer):
     def steps(self) -> int:
         return length(self._kind(), self.options)
 
-    def craft(self, model: Witness, victim: Victim, seed: int) -> Tensor:
+    def craft(self, model: Witness, batch: ActiveBatch, seed: int) -> Tensor:
         estimators = load("art.estimators.classification", self.package, self.wanted)
-        classes = victim.logits.shape[1]
+        classes = batch.logits.shape[1]
         if classes < 3 and self.options.get("loss_type") == "difference_logits_ratio":
             raise UserError(f"{self.title}: difference_logits_ratio needs 3 classes, got {classes}")
         classifier = estimators.PyTorchClassifier(
-            model, loss=nn.CrossEntropyLoss(), input_shape=tuple(victim.clean.shape[1:]), nb_classes=classes,
-            clip_values=(0.0, 1.0), device_type="gpu" if victim.clean.is_cuda else "cpu",
+            model, loss=nn.CrossEntropyLoss(), input_shape=tuple(batch.clean.shape[1:]), nb_classes=classes,
+            clip_values=(0.0, 1.0), device_type="gpu" if batch.clean.is_cuda else "cpu",
         )  # fmt: skip
         try:
-            attack = self._kind()(classifier, **self._arguments(len(victim)))
+            attack = self._kind()(classifier, **self._arguments(len(batch)))
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.title}: {error}") from error
-        image = victim.clean.cpu().float().numpy().copy()
-        return torch.from_numpy(attack.generate(image, y=victim.label.cpu().numpy().copy()))
+        image = batch.clean.cpu().float().numpy().copy()
+        return torch.from_numpy(attack.generate(image, y=batch.label.cpu().numpy().copy()))
 
     def _kind(self) -> Any:
         evasion = load("art.attacks.evasion", self.package, self.wanted)

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.adapters.lookup import ORDERS, arguments, chosen, length, load
 from robustfg.attacks.adapters.shared import Peer
 from robustfg.attacks.adapters.witness import Witness
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 
@@ -43,9 +43,9 @@ class Foolbox(Peer):
     def steps(self) -> int:
         return length(self._kind()[1], self.options)
 
-    def craft(self, model: Witness, victim: Victim, seed: int) -> Tensor:
+    def craft(self, model: Witness, batch: ActiveBatch, seed: int) -> Tensor:
         foolbox, attack = self._made()
-        subject = foolbox.PyTorchModel(model, bounds=(0, 1), device=victim.clean.device)
+        subject = foolbox.PyTorchModel(model, bounds=(0, 1), device=batch.clean.device)
 
         def crafted(image: Tensor, label: Tensor) -> Tensor:
             criterion = foolbox.criteria.Misclassification(label)
@@ -60,7 +60,7 @@ class Foolbox(Peer):
             half = len(image) // 2
             return torch.cat([crafted(image[part], label[part]) for part in (slice(half), slice(half, None))])
 
-        return crafted(victim.clean.clone(), victim.label.clone())
+        return crafted(batch.clean.clone(), batch.label.clone())
 
     def _kind(self) -> tuple[ModuleType, Any]:
         foolbox = _imported(self.package, self.wanted)

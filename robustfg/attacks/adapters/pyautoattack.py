@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.adapters.lookup import chosen, load, number
 from robustfg.attacks.adapters.shared import Peer
 from robustfg.attacks.adapters.witness import Witness
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 VERSIONS = ("standard", "plus", "rand", "custom")
@@ -68,9 +68,9 @@ class PyAutoAttack(Peer):
         stages = [] if self.attacks_to_run is None else list(self.attacks_to_run)
         return {**super().describe(), "version": self.version, "attacks_to_run": stages}
 
-    def craft(self, model: Witness, victim: Victim, seed: int) -> Tensor:
-        attack = self._made(model, seed, victim.clean.device)
-        classes = victim.logits.shape[1]
+    def craft(self, model: Witness, batch: ActiveBatch, seed: int) -> Tensor:
+        attack = self._made(model, seed, batch.clean.device)
+        classes = batch.logits.shape[1]
         for stage in attack.attacks_to_run:
             if classes < CLASSES.get(stage, 2):
                 raise UserError(
@@ -80,7 +80,7 @@ class PyAutoAttack(Peer):
         for part in (attack.apgd_targeted, attack.fab):
             part.n_target_classes = min(part.n_target_classes, classes - 1)
         found: Tensor = attack.run_standard_evaluation(
-            victim.clean.float().clone(), victim.label.clone(), batch_size=len(victim)
+            batch.clean.float().clone(), batch.label.clone(), batch_size=len(batch)
         )[0]  # fmt: skip
         return found
 

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.adapters.lookup import ORDERS, version
 from robustfg.attacks.adapters.witness import Witness
 from robustfg.attacks.draws import Draws
 from robustfg.attacks.search import Search
-from robustfg.attacks.victim import Victim
 from robustfg.errors import UserError
 
 SLACK = 1e-4
@@ -63,12 +63,12 @@ class Peer(Search):
         """Steps or queries where the library says so, else 0."""
 
     @abstractmethod
-    def craft(self, model: Witness, victim: Victim, seed: int) -> Tensor:
+    def craft(self, model: Witness, batch: ActiveBatch, seed: int) -> Tensor:
         """What the library returns: images ``(b, C, H, W)``.
 
         Args:
             model: to hand over.
-            victim: the samples; only read.
+            batch: the samples; only read.
             seed: for libraries that want one.
         """
 
@@ -88,30 +88,30 @@ class Peer(Search):
     def settings(self) -> Mapping[str, object]:
         return {**super().settings(), "library": version(self.package, self.wanted)}
 
-    def search(self, victim: Victim, draws: Draws, restart: int) -> None:
+    def search(self, batch: ActiveBatch, draws: Draws, restart: int) -> None:
         """Hands the samples to the library and looks at what comes back."""
         if not self.threat.radius:
-            victim.look(victim.clean)
+            batch.evaluate(batch.clean)
             return
-        model = Witness(victim.run, victim.clean)
+        model = Witness(batch.run, batch.clean)
         with kept_state(draws) as seed:
             try:
-                found = self.craft(model, victim, seed)
+                found = self.craft(model, batch, seed)
             except ModuleNotFoundError as missing:
                 raise UserError(f"{self.title} needs another package: pip install {missing.name}") from missing
             except Exception as error:
-                error.add_note(f"while {self.title} ran on {len(victim)} images")
+                error.add_note(f"while {self.title} ran on {len(batch)} images")
                 raise
-        found = found.detach().to(victim.clean)
-        found = torch.where(found.isfinite(), found, victim.clean)
-        victim.charge(*model.spent())
-        size = self.threat.size(found.double() - victim.clean.double())
+        found = found.detach().to(batch.clean)
+        found = torch.where(found.isfinite(), found, batch.clean)
+        batch.count_passes(*model.spent())
+        size = self.threat.size(found.double() - batch.clean.double())
         if bool((size > self.threat.radius + SLACK).any()):
             warnings.warn(
                 f"images of {self.title} lie outside {self.threat.norm} {self.threat.epsilon}: projected, then judged",
                 stacklevel=2,
             )
-        victim.look(self.threat.project(found, victim.clean))
+        batch.evaluate(self.threat.project(found, batch.clean))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustfg.attacks.engine import Run
-from robustfg.attacks.slope import derivative
+from robustfg.attacks.input_gradient import gradient_of
 from robustfg.types import logits_of
 
 
@@ -80,4 +80,4 @@ class _Pass(torch.autograd.Function):
         ctx.witness.count(1, len(gradient))
         with torch.enable_grad():
             value = (ctx.logits * gradient).sum()
-        return derivative(value, ctx.leaf, again=True), None
+        return gradient_of(value, ctx.leaf, retain_graph=True), None

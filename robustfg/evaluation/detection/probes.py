@@ -5,7 +5,7 @@ from torch import Tensor
 
 from robustfg.attacks import detector_graph
 from robustfg.attacks.freeze import attackable
-from robustfg.attacks.slope import derivative
+from robustfg.attacks.input_gradient import gradient_of
 from robustfg.detectors import Watched
 from robustfg.evaluation.checks.probes import PREFIX
 from robustfg.types import Batch
@@ -31,7 +31,7 @@ def slopes(watched: Watched, detector: str, batch: Batch, step: float = 0.01) ->
         return alive, alive
     with attackable(watched):
         image = (0.02 + 0.96 * batch.image.clone()).requires_grad_()
-        gradient = derivative(watched(image).scores[detector].sum(), image)
+        gradient = gradient_of(watched(image).scores[detector].sum(), image)
     length = gradient.flatten(1).norm(dim=1)
     move = (step * gradient / length.clamp_min(1e-30).view(-1, 1, 1, 1)).nan_to_num()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""An objective and its gradient."""
+"""An objective and its gradient to the images."""
 
 from dataclasses import dataclass
 
@@ -10,23 +10,23 @@ from robustfg.types import Output
 
 
 @dataclass(frozen=True)
-class Slope:
-    """An objective and its gradient at some images."""
+class InputGradient:
+    """An objective, its gradient, and the model's answer at some images."""
 
     value: Tensor
     """``(b,)`` what is maximised."""
     gradient: Tensor
     """``(b, C, H, W)``; zero where it was not finite."""
     output: Output | Tensor
-    """What the model answered, detached."""
+    """The model's answer, detached."""
 
 
-def derivative(value: Tensor, image: Tensor, *, again: bool = False) -> Tensor:
-    """Derivative of ``value``; zero where the model cut the graph, which is then told as a dead gradient."""
+def gradient_of(value: Tensor, image: Tensor, *, retain_graph: bool = False) -> Tensor:
+    """Derivative of the scalar ``value``; zero where the model cuts the graph, which counts as a dead gradient."""
     if not value.requires_grad:
         return torch.zeros_like(image)
     try:
-        gradient = torch.autograd.grad(value, image, allow_unused=True, retain_graph=again)[0]
+        gradient = torch.autograd.grad(value, image, allow_unused=True, retain_graph=retain_graph)[0]
     except RuntimeError as error:
         if "use_reentrant" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""Where a look makes the host wait, as on a GPU: nothing is found or counted that is not on a machine that looks."""
+"""Dropping now and then, as on a GPU: nothing else is found or counted than by dropping at every step."""
 
 from dataclasses import replace
 
@@ -8,18 +8,17 @@ from one_of_each import ATTACKS, BALL, LABEL, Embedding
 from small import INDEX
 from small import images as float64_images
 from test_folding import Plain, images
-from test_watch import FAR, named, watched
+from test_lowest_score import FAR, named, watched
 
-from robustfg.attacks import APGD, Cascade, Engine, GradientAttack, Linf, Square, victim
+from robustfg.attacks import APGD, Cascade, Engine, GradientAttack, Linf, Square
 
 
 @pytest.fixture
-def waiting(monkeypatch):
-    """Switches to looking every few steps."""
+def rarely(monkeypatch):
+    """Switches to dropping every few steps."""
 
-    def begin(patience=8):
-        monkeypatch.setattr(victim, "host_waits", lambda device: True)
-        monkeypatch.setattr(victim, "PATIENCE", patience)
+    def begin(period=8):
+        monkeypatch.setattr("robustfg.attacks.active_batch.steps_between_drops", lambda device: period)
 
     return begin
 
@@ -29,12 +28,12 @@ def last(attack, model, *samples):
     return attempt
 
 
-@pytest.mark.parametrize("patience", [3, 8])
+@pytest.mark.parametrize("period", [3, 8])
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
-def test_images_and_counts_are_those_of_a_host_that_never_waits(attack, patience, waiting):
+def test_images_and_counts_are_those_of_dropping_at_every_step(attack, period, rarely):
     model, clean = Embedding(), float64_images()
     at_once = last(attack, model, clean, LABEL, INDEX)
-    waiting(patience)
+    rarely(period)
     late = last(attack, model, clean, LABEL, INDEX)
     for column in ("forwards", "backwards", "first_success", "dead_gradient"):
         assert torch.equal(getattr(at_once, column), getattr(late, column)), column
@@ -43,13 +42,13 @@ def test_images_and_counts_are_those_of_a_host_that_never_waits(attack, patience
 
 
 @pytest.mark.parametrize("kind", [GradientAttack, Square])
-def test_so_is_the_least_reading_of_a_watch(kind, waiting):
+def test_so_is_the_lowest_score(kind, rarely):
     clean = named()
     budget = {"queries": 60} if kind is Square else {"steps": 12}
     attack = kind(threat=BALL.__class__(epsilon=0.2), watch=FAR, **budget)
     label = torch.zeros(len(clean), dtype=torch.int64)
     at_once = last(attack, watched(), clean[..., :2], label)
-    waiting()
+    rarely()
     late = last(attack, watched(), clean[..., :2], label)
     assert torch.allclose(at_once.least, late.least, rtol=0, atol=1e-12)  # other batch sizes, other sums
     assert at_once.least.isfinite().any()
@@ -70,7 +69,7 @@ class Askew(torch.nn.Module):
 @pytest.mark.parametrize("unit", [3e-4, 3e-3, None])
 @pytest.mark.parametrize("kind", [GradientAttack, APGD, Square])
 @pytest.mark.parametrize("length", [1, 3, 9])
-def test_no_success_is_lost_that_a_copy_leaves_open(unit, kind, length, waiting, monkeypatch):
+def test_no_success_is_lost_that_a_copy_leaves_open(unit, kind, length, rarely, monkeypatch):
     model, image = Plain().centred(), images(100)
     label = model(image).argmax(1)
     budget = {"queries": 6 * length} if kind is Square else {"steps": length}
@@ -78,7 +77,7 @@ def test_no_success_is_lost_that_a_copy_leaves_open(unit, kind, length, waiting,
     if unit:
         monkeypatch.setattr("robustfg.attacks.engine.folded", lambda model, image: (model(image), Askew(model, unit)))
     at_once = last(attack, model, image, label)
-    waiting(4)
+    rarely(4)
     late = last(attack, model, image, label)
     assert torch.equal(late.margin < 0, model(late.image).argmax(1) != label)
     assert (at_once.margin < 0).any() or kind is Square
@@ -92,14 +91,14 @@ def test_no_success_is_lost_that_a_copy_leaves_open(unit, kind, length, waiting,
 
 
 @pytest.mark.parametrize("make", [GradientAttack, APGD, Square])
-def test_whom_a_copy_leaves_open_the_model_itself_is_asked_about_before_they_go(make, waiting, monkeypatch):
+def test_whom_a_copy_leaves_open_the_model_itself_is_asked_about_before_they_go(make, rarely, monkeypatch):
     model, image = Plain().centred(), images(40)
     label, asked = model(image).argmax(1), []
     budget = {"queries": 60} if make is Square else {"steps": 10}
     monkeypatch.setattr("robustfg.attacks.engine.folded", lambda model, image: (model(image), Askew(model)))
     model.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
     attack = make(threat=Linf(epsilon="0.7/255"), **budget)
-    waiting()
+    rarely()
     attempt = last(attack, model, image, label)
     fooled = model(attempt.image).argmax(1) != label
     assert 0 < fooled.sum() < 40
@@ -109,7 +108,7 @@ def test_whom_a_copy_leaves_open_the_model_itself_is_asked_about_before_they_go(
     assert ((eager.margin < 0) != fooled).sum() <= 2
 
 
-def test_suites_go_on_where_the_attacks_before_them_stopped(waiting):
+def test_suites_go_on_where_the_attacks_before_them_stopped(rarely):
     model, image = Plain().centred(), images(20)
     label = model(image).argmax(1)
     suite = Cascade(
@@ -119,7 +118,7 @@ def test_suites_go_on_where_the_attacks_before_them_stopped(waiting):
         }
     )
     at_once = last(suite, model, image, label)
-    waiting()
+    rarely()
     late = last(suite, model, image, label)
     assert torch.equal(at_once.margin < 0, late.margin < 0)
     assert 0 < (late.margin < 0).sum() < 20

@@ -24,10 +24,10 @@ from robustfg.attacks import (
     Margin,
     WrongAndNear,
 )
+from robustfg.attacks.active_batch import ActiveBatch, SearchOptions
 from robustfg.attacks.base import Task
 from robustfg.attacks.decision_based import DecisionBased
 from robustfg.attacks.engine import Run
-from robustfg.attacks.victim import Victim
 
 pytestmark = pytest.mark.numeric
 
@@ -126,51 +126,89 @@ def grey(*levels):
     return torch.tensor(levels, dtype=torch.float64)[:, None, None, None].expand(-1, 3, 4, 4).clone()
 
 
-def victim_of(clean, by=0.01):
+def active_batch_of(clean, by=0.01, **options):
     model, label = Brightness(1.0), torch.zeros(len(clean), dtype=torch.int64)
-    run = Run(Engine(), model, quick=Off(model, by))
+    run = Run(Engine(), model, surrogate=Off(model, by))
     run(clean)  # the first question is answered by the model itself
-    return Victim(run, Task.of(clean, label, None, draw=0, logits=None), threat=Linf(epsilon=1), decision=Margin())
+    task = Task.of(clean, label, None, draw=0, logits=None)
+    return ActiveBatch(run, task, threat=Linf(epsilon=1), decision=Margin(), **options)
 
 
 @pytest.mark.parametrize("by", [-0.01, 0.01])
-def test_a_copys_success_is_asked_of_the_model_itself_and_one_that_it_has_not_seen_is_found_at_the_end(by):
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_copys_success_counts_if_the_model_confirms_it_and_one_that_it_has_not_seen_is_found_at_the_end(by, steps):
     clean = grey(0.2, 0.495, 0.505, 0.8)
-    victim = victim_of(clean, by)
-    _, margin = victim.look(clean)
+    batch = active_batch_of(clean, by)
+    _, margin = batch.evaluate(clean)
     unseen = by > 0  # the copy calls the third one right, else the second one wrong
-    assert (margin < 0).tolist() == [False, False, not unseen, True]
-    _, margin, first, forwards, *_ = victim.results()
-    assert (margin < 0).tolist() == [False, False, True, True]
-    assert first.tolist() == [-1, -1, int(unseen), 0]
-    denied = 0 if unseen else 1  # asked when the copy calls it wrong, and again before it ends
-    assert forwards.tolist() == [2, 2 + denied, 2, 2]
+    assert (margin < 0).tolist() == [False, not unseen, not unseen, True]
+    for _ in range(steps):
+        batch.drop_fooled()
+        assert len(batch) == (3 if unseen else 2)
+    found = batch.results()
+    assert (found.margin < 0).tolist() == [False, False, True, True]
+    assert found.first_success.tolist() == [-1, -1, int(unseen), 0]
+    denied = steps * (not unseen)  # asked where samples are dropped, and again before the round ends
+    assert found.forwards.tolist() == [2, 2 + denied, 2, 2]
+
+
+def test_a_sample_whose_success_is_denied_is_attacked_again_and_at_the_end_of_a_round_misjudged():
+    clean = grey(0.2, 0.495)
+    batch = active_batch_of(clean, -0.01)
+    batch.evaluate(clean)
+    assert batch.drop_fooled(torch.arange(2))[0].tolist() == [0, 1]
+    assert not batch.surrogate_differs.any()  # by so little that it may be rounding
+    batch.evaluate(grey(0.3, 0.8))
+    assert len(batch.drop_fooled(torch.arange(2))[0]) == 1
+    assert (batch.results().margin < 0).tolist() == [False, True]
+    batch = active_batch_of(clean, -0.01)
+    batch.evaluate(clean)
+    batch.results()
+    assert batch.surrogate_differs.tolist() == [False, True]
 
 
 def test_margins_are_the_models_own_wherever_it_was_asked():
     clean = grey(0.47, 0.505, 0.8)
-    victim = victim_of(clean, -0.01)
-    victim.look(clean)
-    assert victim.results()[1].tolist() == pytest.approx([0.03, -0.005, -0.3], abs=1e-6)
+    batch = active_batch_of(clean, -0.01)
+    batch.evaluate(clean)
+    assert batch.results().margin.tolist() == pytest.approx([0.03, -0.005, -0.3], abs=1e-6)
 
 
 def test_asking_the_model_itself_is_a_pass_of_those_samples_only():
     clean = grey(0.2, 0.495, 0.8)
-    victim = victim_of(clean, -0.01)
-    victim.look(clean)
-    victim.look(clean[[1, 1, 0]], torch.tensor([1, 1, 0]))
-    assert victim.results()[3].tolist() == [3, 7, 2]
+    batch = active_batch_of(clean, -0.01)
+    batch.evaluate(clean)
+    batch.evaluate(clean[[1, 1, 0]], torch.tensor([1, 1, 0]))
+    assert batch.results().forwards.tolist() == [3, 4, 2]
 
 
-def test_where_a_copy_answers_otherwise_it_is_given_up_and_the_sample_doubted():
+def test_where_a_copy_answers_otherwise_it_is_given_up_and_the_sample_misjudged():
     clean = grey(0.2, 0.4, 0.8)
-    victim = victim_of(clean, -0.15)
-    assert victim.run.copied is False
-    victim.look(clean)
-    assert victim.run.copied
-    assert victim.doubted.tolist() == [False, True, True]  # those that it calls wrong are asked about
-    victim.look(clean)
-    assert victim.run.own_word
+    batch = active_batch_of(clean, -0.15)
+    assert batch.run.surrogate_used is False
+    batch.evaluate(clean)
+    assert batch.run.surrogate_used
+    batch.drop_fooled()
+    assert batch.surrogate_differs.tolist() == [
+        False,
+        True,
+        True,
+    ]  # the model is asked about the copy's successes
+    batch.evaluate(clean[:2])
+    assert batch.run.by_model
+
+
+def test_images_that_are_kept_to_the_end_are_compared_too():
+    clean = grey(0.2, 0.4, 0.8)
+    batch = active_batch_of(clean, -0.15, options=SearchOptions(keep_fooled=True))
+    batch.gradient(clean, Margin())
+    batch.drop_fooled()
+    batch.set_result(clean)
+    found = batch.results()
+    assert batch.surrogate_differs.all()
+    assert found.margin.isnan().all()
+    assert torch.equal(found.image, clean)
+    assert found.forwards.tolist() == [2, 2, 2]
 
 
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
