@@ -16,11 +16,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
-from robustfg import assemble
 from robustfg.attacks import Attack
 from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
-from robustfg.config import CONF, plain, register_schemas
+from robustfg.cli import assemble
+from robustfg.cli.config import CONF, plain, register_schemas
 from robustfg.data.splits import balanced_subset
 
 PAIRS = ("standard", "apgd_ce", "apgd_dlr", "apgd_t", "fab_t", "square")

@@ -12,8 +12,8 @@ from sklearn.neighbors import NearestNeighbors as TheirNeighbours
 from timing import median_ratios, peak_bytes
 from torch import Tensor
 
+from robustfg.core.types import Output
 from robustfg.detectors import Detector, KernelDensity, Mahalanobis, NearestNeighbours, RelativeMahalanobis
-from robustfg.types import Output
 
 TRAIN, SEEN, DIM, CLASSES, BATCH = 6_000, 256, 256, 100, 250
 NEIGHBOURS, BANDWIDTH, ROUNDS = 50, 3.0, 15

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.safe_load import read_plain
 from robustfg.models.backbone import unused_names
 from robustfg.models.resizable import resize_to
-from robustfg.plain_data import read_plain
 
 PARTS = ("data", "model", "loss", "training", "optimizer", "scheduler", "seed", "names")
 """Parts of the config without which a classifier cannot be rebuilt."""

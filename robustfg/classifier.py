@@ -18,9 +18,10 @@ from torch.optim.lr_scheduler import LambdaLR
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from robustfg.errors import UserError, refuse_outside
+from robustfg.core.errors import UserError, refuse_outside
+from robustfg.core.memory_layout import protect
+from robustfg.core.types import Batch, Output
 from robustfg.losses import LossModule
-from robustfg.memory_layout import protect
 from robustfg.models import Backbone
 from robustfg.models.backbone import unused_names
 from robustfg.models.taps import with_layers
@@ -28,7 +29,6 @@ from robustfg.models.unreached import drop_from_optimizers
 from robustfg.training import Constant, PhaseChange, Phases, Regime, Schedule, Standard
 from robustfg.training.gather import gathered
 from robustfg.training.phases import parameter_groups
-from robustfg.types import Batch, Output
 
 CHECK_FINITE_EVERY = 20  # batches between looks at the loss, which cost a device synchronisation
 

@@ -7,17 +7,17 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from robustfg.config import (
+from robustfg.cli.config import (
     CONF,
     chosen,
     plain,
     refuse_sweep_with_ddp,
     register_schemas,
 )
-from robustfg.errors import UserError
-from robustfg.folder import claimed, folder_of, refuse_another_request, refuse_held
-from robustfg.mistakes import run_plainly, told_plainly
-from robustfg.trust import offline, refuse_untrusted_config
+from robustfg.cli.errors import run_plainly, told_plainly
+from robustfg.cli.folder import claimed, folder_of, refuse_another_request, refuse_held
+from robustfg.cli.trust import offline, refuse_untrusted_config
+from robustfg.core.errors import UserError
 
 register_schemas()
 
@@ -49,11 +49,11 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
         The worst-case accuracy.
     """
     # Only now, so that --help and --cfg need none of it.
-    from robustfg import assemble, rehearsal, run, splitting
     from robustfg.checkpoint import Checkpoint
-    from robustfg.lifeline import Lifeline
+    from robustfg.cli import assemble, rehearsal, session, splits
+    from robustfg.cli.lifeline import Lifeline
 
-    run.begin(config["seed"])
+    session.begin(config["seed"])
     refuse_held(folder)
     if config["checkpoint"] is None:
         data = assemble.data_of(config)
@@ -66,21 +66,21 @@ def evaluate(config: dict[str, Any], folder: Path, command: list[str]) -> float:
         config = with_stored(config, checkpoint.config)
         data = assemble.data_of(config)
         checkpoint.expect_classes(data.classes)
-        splitting.follow_checkpoint(data, checkpoint, config["data"], chosen=chosen_data)
+        splits.follow_checkpoint(data, checkpoint, config["data"], chosen=chosen_data)
         classifier = assemble.classifier_of(config, checkpoint.classes)
         checkpoint.load_into(classifier)
     refuse_another_request(config, folder, training=False)
-    run.say(*data.found())
+    session.say(*data.found())
     evaluation = assemble.evaluation_of(config, folder, data)
-    advice = run.how_to_continue(config, folder)
+    advice = session.how_to_continue(config, folder)
     callbacks = [Lifeline(advice), evaluation]
-    with claimed(folder, command), run.dashboards_closed(config):
+    with claimed(folder, command), session.dashboards_closed(config):
         refuse_another_request(config, folder, training=False)  # another one may have come meanwhile
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
         rehearsal.rehearse_evaluation(trainer, classifier, data, evaluation)
-        run.write_origin(config, folder, data, command, trainer.loggers)
-        with run.stopped_plainly(config, trainer, advice):
-            return run.test(trainer, classifier, data, evaluation, folder)
+        session.write_origin(config, folder, data, command, trainer.loggers)
+        with session.stopped_plainly(config, trainer, advice):
+            return session.test(trainer, classifier, data, evaluation, folder)
 
 
 def with_stored(config: dict[str, Any], stored: dict[str, Any]) -> dict[str, Any]:

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import hydra
 from omegaconf import DictConfig
 
-from robustfg.config import CONF, build, plain, register_schemas
-from robustfg.errors import UserError
-from robustfg.mistakes import discard_stdout, run_plainly, told_plainly
-from robustfg.text import printable
-from robustfg.trust import offline, refuse_untrusted
+from robustfg.cli.config import CONF, build, plain, register_schemas
+from robustfg.cli.errors import discard_stdout, run_plainly, told_plainly
+from robustfg.cli.trust import offline, refuse_untrusted
+from robustfg.core.errors import UserError
+from robustfg.core.text import printable
 
 if TYPE_CHECKING:
     from robustfg.checkpoint import Checkpoint
@@ -177,15 +177,15 @@ def load(
         batch_size: images per forward pass; None for that of the checkpoint's evaluation.
         num_workers: loader processes; None for one per core, at most 8.
     """
-    from robustfg import assemble, run
     from robustfg.checkpoint import Checkpoint
+    from robustfg.cli import assemble, session
     from robustfg.detectors import Watched
     from robustfg.prediction import OwnScore, Predictor, device_of, refuse_numbers
 
     if not 0 < fpr < 1:
         raise UserError(f"fpr must be in (0, 1), got {fpr}")
     read = Checkpoint.read(checkpoint)
-    run.begin(read.config["seed"])
+    session.begin(read.config["seed"])
     classifier = assemble.restored_of(read, tuple(trust))
     found = device_of(device)
     refuse_numbers(top=top, classes=len(read.classes), batch_size=batch_size, num_workers=num_workers)

@@ -7,11 +7,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig
 
-from robustfg.config import CONF, chosen, plain, refuse_sweep_with_ddp, register_schemas
-from robustfg.errors import UserError
-from robustfg.folder import claimed, folder_of, refuse_another_request, refuse_held
-from robustfg.mistakes import run_plainly, told_plainly
-from robustfg.processes import is_first
+from robustfg.cli.config import CONF, chosen, plain, refuse_sweep_with_ddp, register_schemas
+from robustfg.cli.errors import run_plainly, told_plainly
+from robustfg.cli.folder import claimed, folder_of, refuse_another_request, refuse_held
+from robustfg.cli.processes import is_first
+from robustfg.core.errors import UserError
 
 register_schemas()
 
@@ -48,40 +48,40 @@ def train(config: dict[str, Any], folder: Path, command: list[str]) -> float | N
         The best value of ``monitor``, for sweeps that optimise it.
     """
     # Only now, so that --help and --cfg need none of it.
-    from robustfg import assemble, rehearsal, run, splitting
-    from robustfg.lifeline import Lifeline
+    from robustfg.cli import assemble, rehearsal, session, splits
+    from robustfg.cli.lifeline import Lifeline
     from robustfg.training.continuing import LastCheckpoint
 
     if config["monitor"] not in MONITORS:
         raise UserError(f"monitor must be {' or '.join(MONITORS)}, got {config['monitor']}")
-    run.begin(config["seed"])
+    session.begin(config["seed"])
     refuse_held(folder)
     refuse_another_request(config, folder, training=True)
     data = assemble.data_of(config)
     last = folder / "checkpoints" / "last.ckpt"
-    splitting.follow_run(data, last, f"run_name={config['run_name']}: the checkpoint to continue from")
+    splits.follow_run(data, last, f"run_name={config['run_name']}: the checkpoint to continue from")
     classifier = assemble.classifier_of(config, data.classes)
-    init_from = run.start_from(config, classifier, data, folder)
+    init_from = session.start_from(config, classifier, data, folder)
     if is_first():  # which writes the checkpoints
         classifier.stored["splits"] = data.splits().packed()
-    run.say(*data.found())
+    session.say(*data.found())
     evaluation = assemble.evaluation_of(config, folder, data)
     validation = assemble.validation_of(config, data)
-    advice = run.how_to_continue(config, folder)
+    advice = session.how_to_continue(config, folder)
     callbacks = [LastCheckpoint(last), Lifeline(advice), evaluation, *validation, *assemble.callbacks_of(config)]
-    with claimed(folder, command), run.dashboards_closed(config):
+    with claimed(folder, command), session.dashboards_closed(config):
         refuse_another_request(config, folder, training=True)  # another one may have come meanwhile
         trainer = assemble.trainer_of(config, folder, callbacks, assemble.loggers_of(config, folder))
-        run.look_back(config, trainer, last)
+        session.look_back(config, trainer, last)
         tested = evaluation if config["test"] else None
         rehearsal.rehearse_training(trainer, classifier, data, tested, config["monitor"])
-        run.write_origin(config, folder, data, command, trainer.loggers, init_from=init_from)
-        with run.stopped_plainly(config, trainer, advice):
-            run.fit(trainer, classifier, data, last)
+        session.write_origin(config, folder, data, command, trainer.loggers, init_from=init_from)
+        with session.stopped_plainly(config, trainer, advice):
+            session.fit(trainer, classifier, data, last)
             if config["test"]:
-                run.load_best(classifier, last.with_name("best.ckpt"))
-                run.test(trainer, classifier, data, evaluation, folder)
-    return run.best_score(trainer)
+                session.load_best(classifier, last.with_name("best.ckpt"))
+                session.test(trainer, classifier, data, evaluation, folder)
+    return session.best_score(trainer)
 
 
 if __name__ == "__main__":

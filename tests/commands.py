@@ -5,7 +5,7 @@ import signal
 import warm
 from hydra import compose, initialize_config_dir
 
-from robustfg.config import CONF, plain, register_schemas
+from robustfg.cli.config import CONF, plain, register_schemas
 
 register_schemas()
 NAMES = {"data": "digits", "model": "tiny", "loss": "gm", "training": "standard"}

@@ -16,10 +16,11 @@ from commands import config_of
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from robustfg import assemble, evaluate, predict, rehearsal
+from robustfg import evaluate, predict
 from robustfg.checkpoint import Checkpoint
-from robustfg.config import CONF, plain, register_schemas
-from robustfg.errors import UserError
+from robustfg.cli import assemble, rehearsal
+from robustfg.cli.config import CONF, plain, register_schemas
+from robustfg.core.errors import UserError
 
 register_schemas()
 VALUES = {
@@ -176,7 +177,7 @@ def trained(config, group, cache):
 def step(classifier, data, trainer):
     """One step of training by hand, at the beginning, with a batch of two."""
     batch = [torch.stack([torch.as_tensor(data.samples("train")[i][part]) for i in (0, 1)]) for part in range(3)]
-    from robustfg.types import Batch
+    from robustfg.core.types import Batch
 
     classifier.loss.epoch = 0.5
     terms = classifier.regime(classifier, classifier.loss, Batch(*batch), 0, 0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import backends
 
-from robustfg.arithmetic import UNITS, _as_it_is, exact_arithmetic
+from robustfg.core.precision import UNITS, _as_it_is, exact_arithmetic
 
 
 def told():

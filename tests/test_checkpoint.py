@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from robustfg.checkpoint import PARTS, Checkpoint
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 
 def write(path, **changes):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from commands import config_of
 
-from robustfg import assemble
 from robustfg.attacks import CrossEntropy, OnHead, Summed
 from robustfg.checkpoint import Checkpoint
+from robustfg.cli import assemble
+from robustfg.core.types import Output
 from robustfg.evaluate import evaluate, with_stored
 from robustfg.train import train
-from robustfg.types import Output
 
 QUICK = (
     "experiment=smoke", "loss=maxsep", "optimizer=adam", "test=false", "trainer.max_epochs=3",

@@ -15,8 +15,8 @@ import torch
 from commands import config_of, finished, run, start
 from PIL import Image
 
-from robustfg.assemble import data_of
 from robustfg.checkpoint import Checkpoint
+from robustfg.cli.assemble import data_of
 from robustfg.detectors import threshold_at
 from robustfg.train import train
 from robustfg.training.continuing import LastCheckpoint

@@ -11,13 +11,13 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from robustfg.arguments import fitting
-from robustfg.assemble import OF_THE_SOURCE, PARTS, attacks_of
 from robustfg.attacks import Engine
-from robustfg.attacks.threat import step_length
-from robustfg.config import CONF, build, plain, register_schemas
-from robustfg.errors import UserError
-from robustfg.trust import refuse_untrusted
+from robustfg.attacks.threats.base import step_length
+from robustfg.cli.arguments import fitting
+from robustfg.cli.assemble import OF_THE_SOURCE, PARTS, attacks_of
+from robustfg.cli.config import CONF, build, plain, register_schemas
+from robustfg.cli.trust import refuse_untrusted
+from robustfg.core.errors import UserError
 
 register_schemas()
 COMMANDS = ("train", "evaluate")
@@ -172,7 +172,7 @@ FOREIGN = (
     "subprocess.Popen",
     "torch.load",
     "torchvision.transforms.v2.Lambda",
-    "robustfg.config.build",
+    "robustfg.cli.config.build",
     "robustfg.attacks.base.torch.load",
     "robustfg.evaluation.records.sqlite3.connect",
 )

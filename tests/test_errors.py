@@ -14,8 +14,8 @@ from commands import config_of, run
 from PIL import Image
 
 from robustfg.checkpoint import Checkpoint
-from robustfg.config import CONF, build
-from robustfg.errors import UserError
+from robustfg.cli.config import CONF, build
+from robustfg.core.errors import UserError
 from robustfg.evaluate import evaluate
 from robustfg.train import train
 

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from robustfg.errors import UserError
-from robustfg.files import write_atomically, write_text
+from robustfg.core.errors import UserError
+from robustfg.core.files import write_atomically, write_text
 
 BIG = np.random.default_rng(0).random(30_000)
 
@@ -102,7 +102,7 @@ def test_a_link_stays_one_and_its_target_is_replaced(tmp_path: Path) -> None:
 def test_the_leftover_of_a_killed_process_is_removed_and_that_of_a_living_one_is_not(tmp_path: Path) -> None:
     path = tmp_path / "file"
     program = (
-        "import os, sys; from robustfg.files import write_atomically\n"
+        "import os, sys; from robustfg.core.files import write_atomically\n"
         "with write_atomically(sys.argv[1]) as file: file.write(b'new' * 9999); os.kill(os.getpid(), 9)"
     )
     assert subprocess.run([sys.executable, "-c", program, path]).returncode == -9

@@ -15,12 +15,12 @@ from archives import (
 )
 from commands import config_of
 
-from robustfg import assemble
-from robustfg.config import CONF
-from robustfg.errors import UserError
-from robustfg.provenance import provenance
+from robustfg.cli import assemble
+from robustfg.cli.config import CONF
+from robustfg.cli.provenance import provenance
+from robustfg.cli.trust import refuse_untrusted
+from robustfg.core.errors import UserError
 from robustfg.train import train
-from robustfg.trust import refuse_untrusted
 
 BUILD = {
     "cub": build_cub, "cars": build_cars, "aircraft": build_aircraft, "dogs": build_dogs, "flowers": build_flowers,

@@ -8,8 +8,8 @@ import torch
 from commands import config_of
 
 from robustfg.checkpoint import Checkpoint
-from robustfg.config import from_yaml
-from robustfg.errors import UserError
+from robustfg.cli.config import from_yaml
+from robustfg.core.errors import UserError
 from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.train import train
 from robustfg.training.continuing import LastCheckpoint

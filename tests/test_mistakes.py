@@ -9,12 +9,12 @@ from commands import QUIET, config_of
 from hydra.errors import ConfigCompositionException
 from hydra.utils import get_object
 
-from robustfg.arguments import fitting
-from robustfg.config import CONF, build
-from robustfg.errors import UserError, refuse_outside
-from robustfg.mistakes import _plain, _takes, no_value, told
-from robustfg.option_names import NoOptionError, closest, names_of
-from robustfg.words import as_typed
+from robustfg.cli.arguments import fitting
+from robustfg.cli.config import CONF, build
+from robustfg.cli.errors import _plain, _takes, no_value, told
+from robustfg.cli.suggestions import NoOptionError, closest, names_of
+from robustfg.cli.words import as_typed
+from robustfg.core.errors import UserError, refuse_outside
 
 
 def line(command, *words):
@@ -128,7 +128,7 @@ def test_an_unknown_key_deep_inside_a_node_is_told_by_its_whole_name():
 
 
 def test_an_attack_that_is_no_node_is_told(tmp_path):
-    from robustfg.assemble import attacks_of
+    from robustfg.cli.assemble import attacks_of
 
     with pytest.raises(UserError, match=r"^no option attack.typo"):
         attacks_of(config_of("train", "+attack.typo=3"), ("a", "b"))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from commands import config_of, finished, run, start
 
-from robustfg.assemble import classifier_of
 from robustfg.checkpoint import Checkpoint
-from robustfg.errors import UserError
+from robustfg.cli.assemble import classifier_of
+from robustfg.core.errors import UserError
 from robustfg.training import Step
 
 WARM = "+loss.phases.warm={_target_:robustfg.training.Phase,epochs:5,lr:{backbone:null}}"

@@ -19,17 +19,17 @@ from commands import config_of
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from robustfg.assemble import data_of, detectors_of, fit_square_of, restored_of
 from robustfg.checkpoint import Checkpoint
-from robustfg.config import CONF, plain
+from robustfg.cli.assemble import data_of, detectors_of, fit_square_of, restored_of
+from robustfg.cli.config import CONF, plain
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.detectors import Detector
 from robustfg.detectors.fitted import Fitted
-from robustfg.errors import UserError
 from robustfg.evaluation.fingerprint import weights_sha256
 from robustfg.predict import ADVICE, load, predict, split
 from robustfg.prediction import Predictor, Row, Tally, images_in
 from robustfg.train import train
-from robustfg.types import Output
 
 HERE = Path(__file__).parent
 shares_a_checkpoint = pytest.mark.xdist_group("predicted")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from commands import config_of
 
-from robustfg.config import CONF
+from robustfg.cli.config import CONF
 
 ROOT = Path(__file__).parent.parent
 README = "\n".join(path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))])

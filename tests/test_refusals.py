@@ -9,11 +9,11 @@ from commands import config_of
 from outcomes import outcomes
 from safetensors.torch import save_file
 
-from robustfg import assemble, rehearsal
 from robustfg.checkpoint import Checkpoint
-from robustfg.config import build
-from robustfg.errors import UserError
-from robustfg.mistakes import run_plainly
+from robustfg.cli import assemble, rehearsal
+from robustfg.cli.config import build
+from robustfg.cli.errors import run_plainly
+from robustfg.core.errors import UserError
 
 SMOKE = ("train", "experiment=smoke")
 REFUSED = [

@@ -3,7 +3,7 @@
 import pytest
 from omegaconf import OmegaConf
 
-from robustfg.config import CONF
+from robustfg.cli.config import CONF
 
 THERE = {
     # P2333/Max-Mahalanobis-Training, train.py: mean_var=10 times unit vectors, -sum of squares

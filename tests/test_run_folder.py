@@ -12,12 +12,12 @@ import pytorch_lightning as pl
 import torch
 from commands import config_of, obey_interrupts, run, start
 
-from robustfg import processes
-from robustfg.errors import UserError
+from robustfg.cli import processes
+from robustfg.cli.folder import CLAIM, claimed, refuse_another_request, refuse_held
+from robustfg.cli.processes import default_name, refuse_impossible_devices, refuse_other_ranks
+from robustfg.cli.session import stopped_plainly
+from robustfg.core.errors import UserError
 from robustfg.evaluate import evaluate
-from robustfg.folder import CLAIM, claimed, refuse_another_request, refuse_held
-from robustfg.processes import default_name, refuse_impossible_devices, refuse_other_ranks
-from robustfg.run import stopped_plainly
 from robustfg.train import train
 
 QUICK = ("experiment=smoke", "trainer.max_epochs=1", "trainer.limit_train_batches=2", "evaluation.checks=0",
@@ -27,7 +27,7 @@ TWO = ("trainer.accelerator=cpu", "trainer.devices=2")
 HOLD = """
 import sys, time
 from pathlib import Path
-from robustfg.folder import claimed
+from robustfg.cli.folder import claimed
 with claimed(Path(sys.argv[1]), ["robustfg.train"]):
     print("held", flush=True)
     time.sleep(600)

@@ -11,10 +11,10 @@ from commands import config_of
 from PIL import Image
 
 from robustfg.checkpoint import Checkpoint
-from robustfg.errors import UserError
+from robustfg.cli.trust import offline, refuse_untrusted
+from robustfg.core.errors import UserError
 from robustfg.evaluate import evaluate
 from robustfg.train import train
-from robustfg.trust import offline, refuse_untrusted
 
 pytestmark = pytest.mark.xdist_group("stored splits")
 SMALL = (

@@ -10,10 +10,10 @@ import pytest
 from rich.console import Console
 from test_stored_splits import options, photos, told
 
+from robustfg.core.text import csv_cell, drawable, printable, shown
 from robustfg.predict import predict
 from robustfg.prediction import writer_of
 from robustfg.reporting import print_summary
-from robustfg.text import csv_cell, drawable, printable, shown
 from robustfg.train import train
 
 NAMES = ("$x_1{", "_hidden $", "=1+1", "<img src=x onerror=y>", "a\x1b[31mred", "two\nlines", "x\u202egpj", "[bold]b",
@@ -66,7 +66,7 @@ def test_a_summary_with_strange_names_reaches_a_terminal_as_text(strange, tmp_pa
 def test_rows_of_strange_files_are_computed_by_no_spreadsheet(strange, tmp_path, monkeypatch, capsys):
     from hydra import compose, initialize_config_dir
 
-    from robustfg.config import CONF, plain
+    from robustfg.cli.config import CONF, plain
 
     root, folder = strange
     monkeypatch.chdir(root / "=1+1")

@@ -3,8 +3,8 @@
 import pytest
 from commands import config_of
 
-from robustfg.assemble import data_of, evaluation_of
-from robustfg.errors import UserError
+from robustfg.cli.assemble import data_of, evaluation_of
+from robustfg.core.errors import UserError
 from robustfg.train import train
 
 

@@ -37,7 +37,7 @@ def test_wheel_installed_elsewhere_trains_from_any_directory(installed, tmp_path
     site = installed[1]
     environment = os.environ | {"PYTHONPATH": str(site)}
     where = subprocess.run(
-        [sys.executable, "-c", "import robustfg.config as c; print(c.__file__, c.CONF)"],
+        [sys.executable, "-c", "import robustfg.cli.config as c; print(c.__file__, c.CONF)"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     ).stdout.split()  # fmt: skip
     assert [Path(path).is_relative_to(site) for path in where] == [True, True]

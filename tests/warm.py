@@ -18,7 +18,7 @@ import time
 from functools import cache, partial
 
 IMPORTS = (
-    "matplotlib.figure", "pyarrow.parquet", "pytorch_lightning", "robustfg.assemble", "robustfg.evaluation",
+    "matplotlib.figure", "pyarrow.parquet", "pytorch_lightning", "robustfg.cli.assemble", "robustfg.evaluation",
     "robustfg.reporting", "scipy.stats", "sklearn.datasets", "sklearn.metrics", "timm", "torchmetrics", "torchvision",
 )  # fmt: skip
 COMMANDS = ("robustfg.train", "robustfg.evaluate", "robustfg.predict")

@@ -1,31 +1,38 @@
 """Attacks, usable without the rest: plain torch, no Lightning, no Hydra, no particular model."""
 
-from robustfg.attacks.acceptance import Reading, ScoreOf
-from robustfg.attacks.against_detector import black_box, white_box
-from robustfg.attacks.apgd import APGD
-from robustfg.attacks.apgd_l1 import L1APGD
-from robustfg.attacks.backtracking import Backtracking
-from robustfg.attacks.balls import L1, L2, Linf
-from robustfg.attacks.base import Attack, Attempt
-from robustfg.attacks.boundary_attack import BoundaryAttack
-from robustfg.attacks.bpda import Bpda, differentiable
-from robustfg.attacks.cascade import Cascade
-from robustfg.attacks.confidence import WrongConfidence
-from robustfg.attacks.cw import CarliniWagner
-from robustfg.attacks.deepfool import DeepFool
-from robustfg.attacks.detector_graph import detector_graph
-from robustfg.attacks.directions import Directions, Gaussian, Rademacher
-from robustfg.attacks.distances import NearestWrongCentre, NearestWrongPrototype
-from robustfg.attacks.ead import ElasticNet
-from robustfg.attacks.engine import Engine
-from robustfg.attacks.estimated import EstimatedGradient
-from robustfg.attacks.fab import FAB
-from robustfg.attacks.features import FeatureAttack, FeatureBank
-from robustfg.attacks.fmn import FMN
-from robustfg.attacks.gradient import GradientAttack
-from robustfg.attacks.heads import OnHead, Summed
-from robustfg.attacks.hopskipjump import HopSkipJump
-from robustfg.attacks.joint import (
+from robustfg.attacks.base import Attack
+from robustfg.attacks.batch.task import Attempt
+from robustfg.attacks.black_box.boundary_attack import BoundaryAttack
+from robustfg.attacks.black_box.gradient_estimation import EstimatedGradient
+from robustfg.attacks.black_box.hopskipjump import HopSkipJump
+from robustfg.attacks.black_box.sparse_rs import SparseRS
+from robustfg.attacks.black_box.spatial import Rigid, Spatial
+from robustfg.attacks.black_box.square import Square
+from robustfg.attacks.composed.cascade import Cascade
+from robustfg.attacks.composed.transfer import Transfer
+from robustfg.attacks.composed.universal import UniversalPerturbation
+from robustfg.attacks.detector_aware.differentiability import detector_graph
+from robustfg.attacks.detector_aware.lagrangian import Lagrangian, LagrangianSearch
+from robustfg.attacks.detector_aware.selective import SelectivePGD
+from robustfg.attacks.detector_aware.suites import black_box, white_box
+from robustfg.attacks.gradient.apgd import APGD
+from robustfg.attacks.gradient.apgd_l1 import L1APGD
+from robustfg.attacks.gradient.backtracking import Backtracking
+from robustfg.attacks.gradient.bpda import Bpda, differentiable
+from robustfg.attacks.gradient.feature_space import FeatureAttack, FeatureBank
+from robustfg.attacks.gradient.input_transforms import ResizeAndPad, Smoothing
+from robustfg.attacks.gradient.pgd import GradientAttack
+from robustfg.attacks.gradient.step_rules import Momentum, Nesterov, Steepest, StepRule
+from robustfg.attacks.minimum_norm.base import MinimumNormAttack
+from robustfg.attacks.minimum_norm.carlini_wagner import CarliniWagner
+from robustfg.attacks.minimum_norm.deepfool import DeepFool
+from robustfg.attacks.minimum_norm.elastic_net import ElasticNet
+from robustfg.attacks.minimum_norm.fab import FAB
+from robustfg.attacks.minimum_norm.fmn import FMN
+from robustfg.attacks.objectives.acceptance import Reading, ScoreOf
+from robustfg.attacks.objectives.distances import NearestWrongCentre, NearestWrongPrototype, WrongConfidence
+from robustfg.attacks.objectives.heads import OnHead, Summed
+from robustfg.attacks.objectives.joint import (
     Accepted,
     FooledFirst,
     Selective,
@@ -34,10 +41,7 @@ from robustfg.attacks.joint import (
     WrongAndAccepted,
     WrongAndNear,
 )
-from robustfg.attacks.l0 import L0
-from robustfg.attacks.lagrangian import Lagrangian, LagrangianSearch
-from robustfg.attacks.minimum import MinimumNormAttack
-from robustfg.attacks.objectives import (
+from robustfg.attacks.objectives.logits import (
     CrossEntropy,
     DifferenceOfLogitsRatio,
     KullbackLeibler,
@@ -45,20 +49,16 @@ from robustfg.attacks.objectives import (
     Objective,
     ScaledCrossEntropy,
 )
+from robustfg.attacks.objectives.target_choice import MostConfused, Siblings, TargetChoice, TopClasses
+from robustfg.attacks.objectives.targeted import TargetedCrossEntropy, TargetedDLR, TargetedMargin, TargetedObjective
 from robustfg.attacks.presets import BIM, FGSM, MIM, PGD
-from robustfg.attacks.regions import Frame, Patch, Region
+from robustfg.attacks.rng.directions import Directions, Gaussian, Rademacher
+from robustfg.attacks.runtime.engine import Engine
 from robustfg.attacks.search import Search
-from robustfg.attacks.selective import SelectivePGD
-from robustfg.attacks.sparse_rs import SparseRS
-from robustfg.attacks.spatial import Rigid, Spatial
-from robustfg.attacks.square import Square
-from robustfg.attacks.steps import Momentum, Nesterov, Steepest, StepRule
-from robustfg.attacks.targeted import TargetedCrossEntropy, TargetedDLR, TargetedMargin, TargetedObjective
-from robustfg.attacks.targets import MostConfused, Siblings, TargetChoice, TopClasses
-from robustfg.attacks.threat import Threat
-from robustfg.attacks.transfer import Transfer
-from robustfg.attacks.transforms import ResizeAndPad, Smoothing
-from robustfg.attacks.universal import UniversalPerturbation
+from robustfg.attacks.threats.base import Threat
+from robustfg.attacks.threats.l0 import L0
+from robustfg.attacks.threats.lp import L1, L2, Linf
+from robustfg.attacks.threats.regions import Frame, Patch, Region
 
 __all__ = [
     "APGD",

@@ -3,12 +3,12 @@
 ``PGD(epsilon="8/255", steps=10)(model, images, labels)`` is all a script needs.
 """
 
-from robustfg.attacks.balls import L1, L2, Linf
-from robustfg.attacks.gradient import GradientAttack
-from robustfg.attacks.objectives import CrossEntropy, Margin, Objective
-from robustfg.attacks.steps import Momentum, Steepest
-from robustfg.attacks.threat import Threat
-from robustfg.errors import UserError
+from robustfg.attacks.gradient.pgd import GradientAttack
+from robustfg.attacks.gradient.step_rules import Momentum, Steepest
+from robustfg.attacks.objectives.logits import CrossEntropy, Margin, Objective
+from robustfg.attacks.threats.base import Threat
+from robustfg.attacks.threats.lp import L1, L2, Linf
+from robustfg.core.errors import UserError
 
 NORMS: dict[str, type[Threat]] = {"linf": Linf, "l2": L2, "l1": L1}
 

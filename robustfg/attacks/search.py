@@ -8,13 +8,14 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from robustfg.attacks.active_batch import ActiveBatch, SearchOptions
-from robustfg.attacks.base import Attack, Attempt, Task
-from robustfg.attacks.draws import Draws
-from robustfg.attacks.engine import Engine
-from robustfg.attacks.freeze import Model
-from robustfg.attacks.objectives import Objective
-from robustfg.errors import UserError
+from robustfg.attacks.base import Attack
+from robustfg.attacks.batch.active_batch import ActiveBatch, SearchOptions
+from robustfg.attacks.batch.task import Attempt, Task
+from robustfg.attacks.objectives.logits import Objective
+from robustfg.attacks.rng.streams import Draws
+from robustfg.attacks.runtime.engine import Engine
+from robustfg.attacks.runtime.eval_mode import Model
+from robustfg.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets import FGVCAircraft
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Box, Taxonomy
 from robustfg.data.boxed import CROPPED, BoxedSplit, crops
 from robustfg.data.official import Official, nearest, number, rows, text
-from robustfg.errors import UserError
 
 LEVELS = {"variant": "variants.txt", "family": "families.txt", "manufacturer": "manufacturers.txt"}
 COUNTS = {"variant": 100, "family": 70, "manufacturer": 30}

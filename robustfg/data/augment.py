@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional
 
+from robustfg.core.errors import UserError
 from robustfg.data.samples import Transform
-from robustfg.errors import UserError
 
 Corners = list[list[float]]
 """Top left, top right, bottom right, bottom left, each as x and y; the image covers [0, W] x [0, H]."""

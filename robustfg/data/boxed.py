@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Box, Point
 from robustfg.data.files import FileSplit, read_image
-from robustfg.errors import UserError
 
 CROPPED = "images are cropped to the annotated box, at test time too"
 

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Box, Taxonomy
 from robustfg.data.boxed import CROPPED, BoxedSplit, crops
 from robustfg.data.official import Official, labelled, matlab, nearest
-from robustfg.errors import UserError
 
 CARS = Official(
     name="Stanford Cars",

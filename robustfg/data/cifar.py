@@ -3,10 +3,10 @@
 import numpy as np
 from torchvision import datasets
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.archives import unpacked_safely
 from robustfg.data.arrays import ArraySplit
-from robustfg.errors import UserError
 
 
 class Cifar10:

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets.utils import download_and_extract_archive
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.boxed import CROPPED, KeypointSplit, crops
 from robustfg.data.files import read_image
 from robustfg.data.official import Official, labelled, nearest, text
 from robustfg.data.visipedia import Visipedia
-from robustfg.errors import UserError
 
 CUB = Official(
     name="CUB-200-2011",

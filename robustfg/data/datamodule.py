@@ -12,6 +12,8 @@ from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
 
+from robustfg.core.errors import UserError, refuse_outside
+from robustfg.core.types import Batch
 from robustfg.data.annotations import WithFiles, origin_of
 from robustfg.data.hygiene import Trained
 from robustfg.data.sampler import EpochSampler, ExactDistributedSampler
@@ -19,8 +21,6 @@ from robustfg.data.samples import FitSquare, Samples, Transform
 from robustfg.data.source import Source, Split
 from robustfg.data.splits import Positions, balanced_subset, fingerprint, manifest, stratified
 from robustfg.data.stored import Members, Splits
-from robustfg.errors import UserError, refuse_outside
-from robustfg.types import Batch
 
 SMALLEST = 2
 """Side in pixels below which images cannot be brought to size."""

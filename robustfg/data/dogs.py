@@ -7,10 +7,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Box, Taxonomy
 from robustfg.data.boxed import CROPPED, BoxedSplit, StoredSplit, crops
 from robustfg.data.official import Official, labelled, matlab, required
-from robustfg.errors import UserError
 
 DOGS = Official(
     name="Stanford Dogs",

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from robustfg.errors import UserError
-from robustfg.text import printable
+from robustfg.core.errors import UserError
+from robustfg.core.text import printable
 
 PNG = b"\x89PNG\r\n\x1a\n"
 """How a PNG begins."""

@@ -4,10 +4,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets import Flowers102
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.files import FileSplit
 from robustfg.data.official import Official, labelled, matlab, required
-from robustfg.errors import UserError
 
 FLOWERS = Official(
     name="Oxford Flowers-102",

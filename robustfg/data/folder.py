@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.files import FileSplit
 from robustfg.data.layout import TREE, Layout, layout_of
 from robustfg.data.listing import SHOWN, Listing, Paths, listed
 from robustfg.data.splits import Positions, stratified
 from robustfg.data.stored import Members
-from robustfg.errors import UserError
 
 
 class Folder:

@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import origin_of
 from robustfg.data.datamodule import DataModule, members_of
 from robustfg.data.source import Split
 from robustfg.data.splits import Positions, balanced_subset
 from robustfg.data.stored import Drawn, Members, Splits, by_id, found_in, several
-from robustfg.errors import UserError
 
 
 def follow(data: DataModule, stored: Splits, *, whole: Sequence[str] = ()) -> None:

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision import datasets
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.archives import unpacked_safely
 from robustfg.data.arrays import ArraySplit
-from robustfg.errors import UserError
 
 
 class Idx:

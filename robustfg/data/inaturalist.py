@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.files import FileSplit
 from robustfg.data.official import Official, labelled, nearest
-from robustfg.errors import UserError
 
 INATURALIST = Official(
     name="the iNaturalist-style data",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from robustfg.core.errors import UserError
 from robustfg.data.listing import Listing
-from robustfg.errors import UserError
 
 TREE = "root/<class>/*.jpg, or root/train/<class>/*.jpg beside root/test/<class>/*.jpg (and root/val/… if there is one)"
 ROLES = {

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robustfg.errors import UserError
-from robustfg.files import write_atomically
+from robustfg.core.errors import UserError
+from robustfg.core.files import write_atomically
 
 Image.init()
 SUFFIXES = frozenset(

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.boxed import CROPPED, crops
 from robustfg.data.official import Official, labelled, nearest, number, rows
 from robustfg.data.visipedia import Visipedia
-from robustfg.errors import UserError
 
 NABIRDS = Official(
     name="NABirds",

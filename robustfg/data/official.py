@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.io import loadmat
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.archives import unpacked_safely
 from robustfg.data.files import FileSplit
-from robustfg.errors import UserError
 
 Number = TypeVar("Number", int, float)
 

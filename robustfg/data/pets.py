@@ -8,11 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from torchvision.datasets import OxfordIIITPet
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Taxonomy
 from robustfg.data.boxed import StoredSplit
 from robustfg.data.files import read_image
 from robustfg.data.official import Official, labelled, nearest, number, rows
-from robustfg.errors import UserError
 
 PETS = Official(
     name="Oxford-IIIT Pet",

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.data.source import Split
 from robustfg.data.splits import Positions
-from robustfg.errors import UserError
-from robustfg.types import Batch
 
 Transform = Callable[[Tensor], Tensor]
 LARGEST = 2**30

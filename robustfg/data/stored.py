@@ -10,9 +10,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfg.core.errors import UserError
 from robustfg.data.source import Split
 from robustfg.data.splits import Positions
-from robustfg.errors import UserError
 
 SCHEMA = 2
 """Of ``splits.json``; 1 held positions."""

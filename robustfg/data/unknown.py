@@ -6,12 +6,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import WithFiles
 from robustfg.data.files import FileSplit
 from robustfg.data.listing import SHOWN, listed
 from robustfg.data.source import Source, Split
 from robustfg.data.splits import balanced_subset
-from robustfg.errors import UserError
 
 
 class Unknown(Protocol):

@@ -1,8 +1,8 @@
 """Drawn birds that are not among the known ones: further species of known genera, and further genera."""
 
+from robustfg.core.errors import UserError
 from robustfg.data.birds import PAIRS_OF_LOOKS, PALETTES, POSTURES, Birds, BirdSplit, species_of
 from robustfg.data.source import Source
-from robustfg.errors import UserError
 
 GENERA = len(POSTURES) * len(PALETTES)
 

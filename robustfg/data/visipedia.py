@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Box
 from robustfg.data.boxed import KeypointSplit
 from robustfg.data.official import number, rows
-from robustfg.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.detectors.base import Fit
 from robustfg.detectors.features import feature_of
-from robustfg.errors import UserError
-from robustfg.types import Output
 
 ROOM = 4096
 """Samples beyond twice the kept ones that are held before the surplus is thrown away."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustfg.types import Output
+from robustfg.core.types import Output
 
 
 class Fit(ABC):

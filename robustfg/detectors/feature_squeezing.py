@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.detectors.base import Detector
-from robustfg.errors import UserError
 from robustfg.models.squeezers import BitDepth, MedianFilter
-from robustfg.types import Output
 
 FLOOR = -1e4
 """Score of an image whose probabilities no squeezer changes, in place of minus infinity."""

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustfg.core.errors import UserError
+from robustfg.core.files import write_atomically
+from robustfg.core.safe_load import read_plain
 from robustfg.detectors.base import Detector
 from robustfg.detectors.threshold import threshold_at
-from robustfg.errors import UserError
-from robustfg.files import write_atomically
-from robustfg.plain_data import read_plain
 
 VERSION = 2
 

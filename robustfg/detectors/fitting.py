@@ -5,9 +5,9 @@ from typing import Any, cast
 
 import torch
 
+from robustfg.core.types import Batch
 from robustfg.detectors.base import Detector
 from robustfg.detectors.watched import Watched
-from robustfg.types import Batch
 
 
 def _alone(found: Any) -> list[Any]:

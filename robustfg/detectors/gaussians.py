@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
+from robustfg.core.errors import UserError
 from robustfg.detectors.learned import Learned
 from robustfg.detectors.moments import Moments
 from robustfg.detectors.nearest import Points
 from robustfg.detectors.shrinkage import shrunk, whitening
-from robustfg.errors import UserError
 
 
 def checked_share(shrinkage: float | None) -> float | None:

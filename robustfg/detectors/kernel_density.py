@@ -6,13 +6,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.detectors.bank import Bank, BankFit, checked_count
 from robustfg.detectors.base import Detector, Fit
 from robustfg.detectors.features import EMBEDDING, checked_features, feature_of, layers_among
 from robustfg.detectors.learned import Learned
 from robustfg.detectors.nearest import squared_distances
-from robustfg.errors import UserError
-from robustfg.types import Output
 
 
 class KernelDensity(Detector):

@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.detectors.bank import Bank, BankFit, checked_count
 from robustfg.detectors.base import Detector, Fit
 from robustfg.detectors.features import EMBEDDING, checked_features, feature_of, layers_among
 from robustfg.detectors.nearest import Points
-from robustfg.errors import UserError
-from robustfg.types import Output
 
 SMALLEST = 1e-6
 """Least distance, as a share of the k-th, and least mean log ratio: the dimension is at most 1e6."""

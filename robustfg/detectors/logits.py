@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.detectors.base import Detector
-from robustfg.errors import UserError
-from robustfg.types import Output
 
 
 class Likelihood(Detector):

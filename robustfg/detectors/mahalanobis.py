@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from robustfg.core.types import Output
 from robustfg.detectors.base import Detector, Fit
 from robustfg.detectors.features import EMBEDDING, checked_features, feature_of, layers_among
 from robustfg.detectors.gaussians import ClassGaussians, checked_share
 from robustfg.detectors.moments import MomentFit, Moments
-from robustfg.types import Output
 
 
 class Mahalanobis(Detector):

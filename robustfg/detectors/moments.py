@@ -8,10 +8,10 @@ import torch
 from scipy.linalg.blas import dsyrk
 from torch import Tensor
 
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.detectors.base import Fit
 from robustfg.detectors.features import feature_of
-from robustfg.errors import UserError
-from robustfg.types import Output
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustfg.core.types import Output
 from robustfg.detectors.bank import Bank, BankFit, checked_count
 from robustfg.detectors.base import Detector, Fit
 from robustfg.detectors.features import EMBEDDING, checked_features, feature_of, layers_among
 from robustfg.detectors.nearest import Points
-from robustfg.types import Output
 
 
 class NearestNeighbours(Detector):

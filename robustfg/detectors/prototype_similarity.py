@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustfg.core.types import Output
 from robustfg.detectors.base import Detector, Fit
 from robustfg.detectors.features import EMBEDDING
 from robustfg.detectors.learned import Learned
 from robustfg.detectors.moments import MomentFit, Moments
-from robustfg.types import Output
 
 
 class PrototypeSimilarity(Detector):

@@ -6,7 +6,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 
 def rejected_of(n: int, fpr: float) -> int:

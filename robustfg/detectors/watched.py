@@ -7,9 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.detectors.base import Detector
-from robustfg.errors import UserError
-from robustfg.types import Output
 
 
 class Watched(nn.Module):

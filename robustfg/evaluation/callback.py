@@ -17,11 +17,13 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import Attack
+from robustfg.core.errors import UserError, refuse_outside
+from robustfg.core.files import write_text
+from robustfg.core.precision import exact_arithmetic
+from robustfg.core.types import Batch
 from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
-from robustfg.errors import UserError, refuse_outside
 from robustfg.evaluation.aggregation import require_complete
 from robustfg.evaluation.checks import Facts, Probe
 from robustfg.evaluation.checks.hygiene import split_hygiene
@@ -41,8 +43,6 @@ from robustfg.evaluation.remarks import finite
 from robustfg.evaluation.rounds import measure_attack
 from robustfg.evaluation.separation import Embeddings
 from robustfg.evaluation.summary import numbers_of
-from robustfg.files import write_text
-from robustfg.types import Batch
 
 
 class Evaluated(Classify, Protocol):

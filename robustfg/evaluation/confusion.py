@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from robustfg.arithmetic import exact_arithmetic
+from robustfg.core.precision import exact_arithmetic
 from robustfg.data.datamodule import DataModule
 from robustfg.evaluation.measure import Classify
 

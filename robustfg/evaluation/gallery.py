@@ -9,12 +9,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from robustfg.arithmetic import exact_arithmetic
+from robustfg.core.files import write_atomically
+from robustfg.core.precision import exact_arithmetic
 from robustfg.data.samples import Samples
 from robustfg.evaluation.aggregation import correct_per_sample
 from robustfg.evaluation.measure import Classify
 from robustfg.evaluation.records import CLEAN, Perturbation, column
-from robustfg.files import write_atomically
 
 
 def shown_in_gallery(

@@ -8,12 +8,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch, Output, decision_margin
 from robustfg.evaluation.calibration import softmax_scores
 from robustfg.evaluation.localisation import localise, sizes
 from robustfg.evaluation.records import CLEAN
 from robustfg.evaluation.regions import Regions
-from robustfg.types import Batch, Output, decision_margin
 
 SCORE, LEAST = "score/", "least/"
 """With a detector's name behind: its score of an image, and the least score seen at a wrong prediction of a sample."""

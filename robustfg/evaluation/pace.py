@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustfg.attacks import Attack
-from robustfg.attacks.freeze import Model
-from robustfg.attacks.randomness import keyed_generators
+from robustfg.attacks.rng.philox import keyed_generators
+from robustfg.attacks.runtime.eval_mode import Model
 
 CPU_WORK, GPU_WORK = 1e11, 2e14
 """Floating-point operations between two commits, a CPU's by thread: about ten seconds on slow hardware."""

@@ -7,11 +7,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from robustfg.core.files import write_atomically
 from robustfg.data.splits import balanced_subset
 from robustfg.evaluation.gather import gathered
 from robustfg.evaluation.scatter import Scatter, scatter_of
 from robustfg.evaluation.separation import Embeddings
-from robustfg.files import write_atomically
 
 POINTS = 2000
 """Most samples shown."""

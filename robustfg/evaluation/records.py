@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from robustfg.errors import UserError
-from robustfg.files import refusal, write_atomically
+from robustfg.core.errors import UserError
+from robustfg.core.files import refusal, write_atomically
 
 WAIT = 600.0
 """Seconds for which a process waits while another one reads all of its file."""

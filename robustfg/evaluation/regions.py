@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from robustfg.core.types import Batch
 from robustfg.data.samples import FitSquare
 from robustfg.data.source import Source, Split
-from robustfg.types import Batch
 
 PARTS, OBJECT, BOX, KEYPOINTS = "parts", "object", "box", "keypoints"
 TOLERANCE = 15 / 224

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks import Attack, Attempt
-from robustfg.attacks.base import Task
-from robustfg.attacks.freeze import Model
+from robustfg.attacks.batch.task import Task
+from robustfg.attacks.runtime.eval_mode import Model
+from robustfg.core.types import Batch
 from robustfg.evaluation.measure import EXACT, LEAST, Classify, measure_clean, rows_of, verdicts
 from robustfg.evaluation.pace import Pace
 from robustfg.evaluation.records import Perturbation
 from robustfg.evaluation.regions import Regions
-from robustfg.types import Batch
 
 Row = dict[str, Any]
 Known = Mapping[tuple[int, int], Row]

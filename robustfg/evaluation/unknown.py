@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from robustfg.attacks.ascent import Ascent
-from robustfg.attacks.objectives import Objective
+from robustfg.attacks.gradient.ascent import Ascent
+from robustfg.attacks.objectives.logits import Objective
 from robustfg.evaluation.open_set import accepted_at, ranking
 
 Values = NDArray[np.float64]

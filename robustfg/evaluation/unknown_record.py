@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import Attack
+from robustfg.core.precision import exact_arithmetic
+from robustfg.core.types import Batch
 from robustfg.evaluation.pace import Pace
 from robustfg.evaluation.records import SCHEMA, RecordStore, Row
 from robustfg.evaluation.unknown import UnknownScores, Values
-from robustfg.types import Batch
 
 
 def clean_rows(name: str) -> str:

@@ -7,15 +7,15 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import Attack
+from robustfg.core.errors import refuse_outside
+from robustfg.core.precision import exact_arithmetic
+from robustfg.core.types import Batch
 from robustfg.data.datamodule import DataModule
 from robustfg.data.splits import balanced_subset
-from robustfg.errors import refuse_outside
 from robustfg.evaluation.confusion import confusion_of
 from robustfg.evaluation.gather import total
 from robustfg.evaluation.measure import Classify
-from robustfg.types import Batch
 
 
 class ValidationRobustness(pl.Callback):

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses.cosine import Cosine
 
 

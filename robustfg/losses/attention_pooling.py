@@ -3,10 +3,10 @@
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses.base import LossModule
 from robustfg.models.attention import AttentionalPooling, attention_map, is_dead
-from robustfg.types import Output
 
 
 class AttentionPooling(LossModule):

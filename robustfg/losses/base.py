@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses.explain import nearness
-from robustfg.types import Output
 
 
 class Survey(ABC):

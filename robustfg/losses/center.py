@@ -2,10 +2,10 @@
 
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses.centers import Centers
 from robustfg.losses.softmax import Softmax
-from robustfg.types import Output
 
 
 class Center(Softmax):

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from robustfg.errors import refuse_outside
+from robustfg.core.errors import refuse_outside
 from robustfg.losses.cosine import Cosine
 
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses.base import Embedding, LossModule
 from robustfg.losses.explain import class_activation
-from robustfg.types import Output
 
 
 class Cosine(LossModule):

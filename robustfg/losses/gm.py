@@ -8,7 +8,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from robustfg.errors import UserError, refuse_outside
+from robustfg.core.errors import UserError, refuse_outside
+from robustfg.core.types import Output
 from robustfg.losses.base import Embedding, LossModule, Survey
 from robustfg.losses.class_means import ClassMeans
 from robustfg.losses.covariance import Covariance, Identity
@@ -17,7 +18,6 @@ from robustfg.losses.gaussian import margin_cross_entropy
 from robustfg.losses.means import Drawn, InitialMeans, follow
 from robustfg.losses.priors import Priors, Uniform
 from robustfg.losses.ramp import Ramp
-from robustfg.types import Output
 
 
 class GaussianMixture(LossModule):

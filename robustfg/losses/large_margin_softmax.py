@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses.softmax import Softmax
-from robustfg.types import Output
 
 
 def psi(cosine: Tensor, multiple: int) -> Tensor:

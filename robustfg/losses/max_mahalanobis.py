@@ -2,12 +2,12 @@
 
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses.base import Embedding, LossModule
 from robustfg.losses.explain import class_activation
 from robustfg.losses.gaussian import gaussian_logits
 from robustfg.losses.simplex import simplex
-from robustfg.types import Output
 
 
 class MaxMahalanobis(LossModule):

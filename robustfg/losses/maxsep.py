@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses.base import LossModule, Survey
 from robustfg.losses.prune import Prune
 from robustfg.losses.push import Push
 from robustfg.models.attention import AttentionalPooling, attention_map, is_dead
 from robustfg.models.prototype_head import PrototypeHead, separation
-from robustfg.types import Output
 
 
 class MaximalSeparation(LossModule):

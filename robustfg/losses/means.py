@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses.simplex import simplex
 
 

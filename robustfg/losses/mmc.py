@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from robustfg.core.types import Output
 from robustfg.losses.max_mahalanobis import MaxMahalanobis
-from robustfg.types import Output
 
 
 class MaxMahalanobisCenter(MaxMahalanobis):

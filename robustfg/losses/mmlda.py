@@ -3,8 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustfg.core.types import Output
 from robustfg.losses.max_mahalanobis import MaxMahalanobis
-from robustfg.types import Output
 
 
 class MaxMahalanobisLDA(MaxMahalanobis):

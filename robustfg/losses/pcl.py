@@ -6,10 +6,10 @@ from typing import cast
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses.base import Embedding, LossModule
 from robustfg.losses.centers import Centers
-from robustfg.types import Output
 
 
 class PrototypeConformity(LossModule):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 
 class Priors(nn.Module, ABC):

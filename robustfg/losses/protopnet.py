@@ -3,12 +3,12 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses.base import LossModule, Survey
 from robustfg.losses.prune import Prune
 from robustfg.losses.push import Push
 from robustfg.models.prototype_head import PrototypeHead, separation
-from robustfg.types import Output
 
 
 class ProtoPNet(LossModule):

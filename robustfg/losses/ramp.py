@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustfg.errors import UserError, refuse_outside
+from robustfg.core.errors import UserError, refuse_outside
+from robustfg.core.types import Output
 from robustfg.losses.softmax import Softmax
-from robustfg.types import Output
 
 
 def hardest(distance: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:

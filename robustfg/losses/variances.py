@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 FLOOR = 0.01
 """Bounds log|Sigma| below, and above what the gradient on a mean is multiplied by, 1/variance.

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfg.errors import UserError, refuse_outside
-from robustfg.memory_layout import arrange
+from robustfg.core.errors import UserError, refuse_outside
+from robustfg.core.memory_layout import arrange
+from robustfg.core.types import pixels_checked
 from robustfg.models.stride import keep_map_large
 from robustfg.models.unreached import drop, unreached
 from robustfg.models.weights import check_name, create
-from robustfg.types import pixels_checked
 
 SMALL_IMAGE = 128  # below this side, strides and patches are fitted to the image
 
@@ -38,7 +38,7 @@ class Backbone(nn.Module):
         options: further arguments of ``timm.create_model``, such as ``drop_path_rate``.
         num_classes: size of the network's own last layer; 0 for none, None for as published.
         channels_last: memory layout of the convolutions' weights; ``"auto"`` leaves it to the network's widths
-            (``robustfg.memory_layout``).
+            (``robustfg.core.memory_layout``).
 
     Parameters that the feature map does not depend on are left out: distributed training waits for their gradients in
     vain. A state dict that has them is loaded without them.

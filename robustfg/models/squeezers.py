@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
-from robustfg.straight_through import straight_through
+from robustfg.core.errors import UserError
+from robustfg.core.straight_through import straight_through
 
 
 class BitDepth(nn.Module):

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor, nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]  # compiled code would not see hooks that come and go

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 
 def check_name(name: str) -> None:

@@ -2,7 +2,7 @@
 
 import torch
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 
 def device_of(name: str) -> torch.device:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from robustfg.core.types import Output
 from robustfg.detectors import Detector
 from robustfg.losses import LossModule
-from robustfg.types import Output
 
 
 class OwnScore(Detector):

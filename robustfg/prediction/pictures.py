@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from robustfg.core.errors import UserError
 from robustfg.data.files import read_image
 from robustfg.data.samples import Transform, network_input
-from robustfg.errors import UserError
 
 
 class Picture(NamedTuple):

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robustfg.core.errors import UserError, refuse_outside
+from robustfg.core.types import Output
 from robustfg.data.samples import Transform
-from robustfg.errors import UserError, refuse_outside
 from robustfg.prediction.paths import images_in
 from robustfg.prediction.pictures import Pile, loader
-from robustfg.types import Output
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from robustfg.errors import UserError
-from robustfg.text import csv_cell, is_formula, printable
+from robustfg.core.errors import UserError
+from robustfg.core.text import csv_cell, is_formula, printable
 
 Cell = str | float | bool | None
 PARTIAL = ".partial"

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from robustfg.core.text import drawable
 from robustfg.reporting.figures import BAD, INK, data_uri
-from robustfg.text import drawable
 
 ROWS = ("clean", "perturbation", "attacked")
 MAPPED_ROWS = ("clean", "map, clean", "perturbation", "attacked", "map, attacked")

@@ -12,8 +12,8 @@ from typing import Any
 from lightning_utilities.core.rank_zero import rank_zero_only
 from pytorch_lightning.loggers import Logger
 
-from robustfg.errors import UserError
-from robustfg.files import refusal, write_text
+from robustfg.core.errors import UserError
+from robustfg.core.files import refusal, write_text
 
 
 class MetricsCsv(Logger):

@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from robustfg.core.text import drawable
 from robustfg.reporting.figures import ACCENT, BAD, INK, SOFT, data_uri
-from robustfg.text import drawable
 
 Summary = Mapping[str, Any]
 

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from robustfg.core.text import drawable
 from robustfg.reporting.figures import ACCENT, BAD, INK, SOFT, data_uri
 from robustfg.reporting.marks import Mark, marks
-from robustfg.text import drawable
 
 NAMED = 20
 """Most classes, or else groups, that are named in the picture."""

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from robustfg.text import drawable
+from robustfg.core.text import drawable
 
 INK, ACCENT, SOFT, BAD = "#1d2433", "#1f5fa8", "#8b95a7", "#a8321f"
 

@@ -10,14 +10,14 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, select_autoescape
 
-from robustfg.errors import UserError
-from robustfg.files import write_text
+from robustfg.core.errors import UserError
+from robustfg.core.files import write_text
+from robustfg.core.text import shown
 from robustfg.reporting import checks, detection, embedding, evidence, unknown
 from robustfg.reporting.broken import gallery, shown_map
 from robustfg.reporting.embedding_figures import latent_picture, laws_picture, reliability_picture, shown_axes
 from robustfg.reporting.figures import accuracy_bars, training_curves
 from robustfg.reporting.table import rows_of
-from robustfg.text import shown
 
 
 def write_page(folder: Path) -> Path:

@@ -8,10 +8,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from robustfg.core.text import printable, shown
 from robustfg.reporting import detection, unknown
 from robustfg.reporting.checks import checks_line, tolerance
 from robustfg.reporting.evidence import evidence_lines
-from robustfg.text import printable, shown
 
 
 def rows_of(summary: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.losses import LossModule
 from robustfg.training.regime import Classify, Moment, Regime, Standard
-from robustfg.types import Batch
 
 
 @dataclass(kw_only=True, eq=False)

@@ -9,11 +9,11 @@ from pytorch_lightning import Callback
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.losses import LossModule
 from robustfg.training.buffers import unchanged_buffers
 from robustfg.training.regime import Classify, Moment, Regime
-from robustfg.types import Batch
 
 
 class WeightPerturbation(Regime):

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from robustfg.attacks.freeze import AsItIs
+from robustfg.attacks.runtime.eval_mode import AsItIs
 from robustfg.training.regime import Classify
 
 

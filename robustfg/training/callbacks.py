@@ -8,7 +8,7 @@ from pytorch_lightning.callbacks import EMAWeightAveraging, ProgressBar, TQDMPro
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 
 class WarmedEma(EMAWeightAveraging):

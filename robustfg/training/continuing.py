@@ -8,8 +8,8 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.utilities.exceptions import SIGTERMException
 
-from robustfg.errors import UserError
-from robustfg.files import write_atomically
+from robustfg.core.errors import UserError
+from robustfg.core.files import write_atomically
 from robustfg.training.selection import BestCheckpoint
 from robustfg.training.stopping import StopSignals
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from robustfg.attacks import Attack, Backtracking, GradientAttack
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.training.attacked import Attacked
 from robustfg.training.buffers import as_in_training
 from robustfg.training.regime import Classify, Moment
-from robustfg.types import Batch
 
 
 @dataclass(kw_only=True, eq=False)

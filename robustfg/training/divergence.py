@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from robustfg.types import Output
+from robustfg.core.types import Output
 
 
 def log_probabilities(output: Output) -> Tensor:

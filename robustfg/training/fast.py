@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pytorch_lightning import Callback
 
 from robustfg.attacks import Attack
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.training.adversarial import Adversarial
 from robustfg.training.guard import Guard
 from robustfg.training.watch import Watch

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks import Linf
-from robustfg.attacks.contract import classes_of
-from robustfg.errors import UserError
+from robustfg.attacks.runtime.validation import classes_of
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.losses import LossModule
 from robustfg.training.attacked import Attacked
 from robustfg.training.regime import Classify, Moment, accuracy
-from robustfg.types import Batch
 
 
 @dataclass(kw_only=True, eq=False)

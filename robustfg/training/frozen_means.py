@@ -6,7 +6,7 @@ import pytorch_lightning as pl
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import LossModule
 
 

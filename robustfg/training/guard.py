@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from robustfg.attacks import Attack
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 MEMORY = 3
 """Good checks whose mean is the standard for the next: the accuracy of one batch alone is noisy."""

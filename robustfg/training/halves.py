@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks import Attack
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch, Output
 from robustfg.losses import LossModule
 from robustfg.training.crafted import Crafted
 from robustfg.training.regime import Classify, Moment, accuracy
-from robustfg.types import Batch, Output
 
 
 class Half(NamedTuple):

@@ -4,12 +4,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.losses import LossModule
 from robustfg.training.crafted import Crafted
 from robustfg.training.divergence import divergence, log_probabilities
 from robustfg.training.regime import Classify, accuracy
-from robustfg.types import Batch
 
 
 @dataclass(kw_only=True, eq=False)

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from pytorch_lightning import Callback
 from torch import Tensor
 
-from robustfg.attacks.distances import wrong_maximum
-from robustfg.errors import UserError
+from robustfg.attacks.objectives.distances import wrong_maximum
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.losses import LossModule
 from robustfg.training.frozen_means import FrozenMeans, means_of
 from robustfg.training.halves import Half, Halves, first_half
 from robustfg.training.regime import Classify, Standard
-from robustfg.types import Batch
 
 
 @dataclass(kw_only=True, eq=False)

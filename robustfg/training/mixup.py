@@ -6,11 +6,11 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from robustfg.attacks.randomness import keyed_uniforms
-from robustfg.errors import UserError
+from robustfg.attacks.rng.philox import keyed_uniforms
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.losses import LossModule
 from robustfg.training.regime import Classify, Moment, Regime, accuracy
-from robustfg.types import Batch
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.optim import Optimizer
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.training.callbacks import WarmedEma
 from robustfg.training.phases import BACKBONE, Phase, Phases, parameter_groups

@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from torch import nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import LossModule
 from robustfg.training.schedule import Constant, Schedule
 

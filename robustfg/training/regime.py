@@ -8,8 +8,8 @@ from typing import Any
 from pytorch_lightning import Callback
 from torch import Tensor
 
+from robustfg.core.types import Batch, Output
 from robustfg.losses import LossModule
-from robustfg.types import Batch, Output
 
 Classify = Callable[[Tensor], Output]
 

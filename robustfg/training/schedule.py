@@ -6,7 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from robustfg.errors import UserError, refuse_outside
+from robustfg.core.errors import UserError, refuse_outside
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from torch import Tensor
 
-from robustfg.errors import UserError
-from robustfg.files import write_atomically
-from robustfg.plain_data import read_plain
+from robustfg.core.errors import UserError
+from robustfg.core.files import write_atomically
+from robustfg.core.safe_load import read_plain
 from robustfg.training.phase_change import plan_of
 
 

@@ -8,11 +8,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from robustfg.arithmetic import exact_arithmetic
-from robustfg.attacks.freeze import attackable
+from robustfg.attacks.runtime.eval_mode import attackable
+from robustfg.core.precision import exact_arithmetic
+from robustfg.core.types import Batch
 from robustfg.losses import LossModule
 from robustfg.training.gather import gathered
-from robustfg.types import Batch
 
 
 class Surveyed(Protocol):

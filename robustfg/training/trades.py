@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from robustfg.attacks import Engine, GradientAttack, KullbackLeibler, Rigid, Steepest, Threat
-from robustfg.attacks.active_batch import ActiveBatch
-from robustfg.attacks.draws import Draws
-from robustfg.attacks.threat import step_length
-from robustfg.errors import UserError
+from robustfg.attacks.batch.active_batch import ActiveBatch
+from robustfg.attacks.rng.streams import Draws
+from robustfg.attacks.threats.base import step_length
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.losses import LossModule
 from robustfg.training.attacked import Attacked
 from robustfg.training.divergence import divergence, log_probabilities
 from robustfg.training.regime import Classify, Moment, accuracy
-from robustfg.types import Batch
 
 START = 0.001
 """Standard deviation of the noise that crafting starts with: at the clean image the divergence has no gradient."""

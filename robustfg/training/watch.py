@@ -11,9 +11,9 @@ from pytorch_lightning.callbacks import WeightAveraging
 from torch import Tensor, nn
 
 from robustfg.attacks import Attack
-from robustfg.attacks.freeze import attackable
+from robustfg.attacks.runtime.eval_mode import attackable
+from robustfg.core.types import Batch
 from robustfg.training.guard import Guard
-from robustfg.types import Batch
 
 
 class Watch(pl.Callback):

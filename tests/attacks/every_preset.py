@@ -13,8 +13,8 @@ from hydra import compose, initialize_config_dir
 from torch import nn
 
 from robustfg.attacks import FeatureBank
-from robustfg.config import CONF, build, plain, register_schemas
-from robustfg.types import Output
+from robustfg.cli.config import CONF, build, plain, register_schemas
+from robustfg.core.types import Output
 
 APART = {"quick", "accv2020_fr"}  # give names that others give, too
 ASKED = ["attack.transfer.surrogate=run", "attack.features.bank.path=bank", "attack.universal.path=universal"]

@@ -37,7 +37,7 @@ from robustfg.attacks import (
     TopClasses,
     UniversalPerturbation,
 )
-from robustfg.types import Output
+from robustfg.core.types import Output
 
 LABEL = Net()(images()).argmax(1)
 LABEL[4] = (LABEL[4] + 1) % 5  # one is wrong when clean

@@ -5,8 +5,8 @@ import torch
 from test_gradient import INDEX, Net, images
 
 from robustfg.attacks import Engine, Linf, Margin
-from robustfg.attacks.active_batch import ActiveBatch, SearchOptions
-from robustfg.attacks.base import Task
+from robustfg.attacks.batch.active_batch import ActiveBatch, SearchOptions
+from robustfg.attacks.batch.task import Task
 
 
 def active_batch_of(run, clean, label, **options):
@@ -96,7 +96,7 @@ def test_the_first_success_is_counted_right_among_passes_that_decide_nothing():
 
 @pytest.mark.parametrize("period", [1, 3])
 def test_samples_are_dropped_every_period_and_nothing_asked_after_their_success_counts(period, monkeypatch):
-    monkeypatch.setattr("robustfg.attacks.active_batch.steps_between_drops", lambda device: period)
+    monkeypatch.setattr("robustfg.attacks.batch.active_batch.steps_between_drops", lambda device: period)
     model, clean, label, far, fooled = mixed()
     with Engine().running(model, clean) as run:
         batch, sizes = active_batch_of(run, clean, label), []

@@ -18,16 +18,16 @@ from torch import nn
 
 import robustfg
 from robustfg.attacks import L1, L2, CrossEntropy, Engine, GradientAttack, Linf, Margin, Steepest
-from robustfg.attacks.active_batch import ActiveBatch
 from robustfg.attacks.adapters import ART, AdvLib, Foolbox, PyAutoAttack
-from robustfg.attacks.adapters.shared import kept_state
-from robustfg.attacks.adapters.witness import Witness
-from robustfg.attacks.base import Task
-from robustfg.attacks.draws import Draws
-from robustfg.attacks.engine import Run
+from robustfg.attacks.adapters.base import kept_state
+from robustfg.attacks.adapters.hidden_model import Witness
+from robustfg.attacks.batch.active_batch import ActiveBatch
+from robustfg.attacks.batch.task import Task
+from robustfg.attacks.rng.streams import Draws
+from robustfg.attacks.runtime.engine import Run
 from robustfg.classifier import Classifier
-from robustfg.config import CONF, build, plain, register_schemas
-from robustfg.errors import UserError
+from robustfg.cli.config import CONF, build, plain, register_schemas
+from robustfg.core.errors import UserError
 from robustfg.losses import Softmax
 
 fb = pytest.importorskip("foolbox")

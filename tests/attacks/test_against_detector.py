@@ -20,10 +20,10 @@ from robustfg.attacks import (
     detector_graph,
     white_box,
 )
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.detectors.base import Detector
 from robustfg.detectors.watched import Watched
-from robustfg.errors import UserError
-from robustfg.types import Output
 
 EPSILON, TAU, LOWEST = 0.12, 0.12**2, 0.06**2
 SIDE = 161

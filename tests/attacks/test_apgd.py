@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robustfg.attacks import APGD, L1, L2, CrossEntropy, DifferenceOfLogitsRatio, Engine, Linf, Margin
-from robustfg.attacks.randomness import keyed_uniforms
-from robustfg.errors import UserError
+from robustfg.attacks.rng.philox import keyed_uniforms
+from robustfg.core.errors import UserError
 
 pytestmark = pytest.mark.numeric
 

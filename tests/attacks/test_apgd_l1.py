@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from test_apgd import INDEX, Net, asked, images, never
 
 from robustfg.attacks import L1, L1APGD, CrossEntropy, Engine, Linf, Margin, TargetedDLR, TopClasses
-from robustfg.attacks.randomness import keyed_normals
-from robustfg.errors import UserError
+from robustfg.attacks.rng.philox import keyed_normals
+from robustfg.core.errors import UserError
 
 pytestmark = pytest.mark.numeric
 

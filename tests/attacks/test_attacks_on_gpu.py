@@ -14,12 +14,12 @@ from test_folding import Plain, images
 from torch import nn
 
 from robustfg.attacks import APGD, Engine, GradientAttack, Linf, Square
-from robustfg.attacks.engine import GPU_PERIOD, Mode
-from robustfg.attacks.folding import folded
-from robustfg.attacks.randomness import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms
-from robustfg.attacks.recording import Recorded, recorded
-from robustfg.errors import UserError
-from robustfg.types import Output
+from robustfg.attacks.rng.philox import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms
+from robustfg.attacks.runtime.cuda_graphs import Recorded, recorded
+from robustfg.attacks.runtime.engine import GPU_PERIOD, Mode
+from robustfg.attacks.runtime.folding import folded
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 GPU = torch.device("cuda")
@@ -104,7 +104,7 @@ def test_no_success_is_lost_by_asking_the_model_itself_later(kind, length, autoc
     budget = {"queries": 6 * length} if kind is Square else {"steps": length}
     made = kind(threat=Linf(epsilon="1/255"), engine=Engine(autocast=autocast), **budget)
     late = next(made.attempts(model, image, label, index))
-    monkeypatch.setattr("robustfg.attacks.active_batch.steps_between_drops", lambda device: 1)
+    monkeypatch.setattr("robustfg.attacks.batch.active_batch.steps_between_drops", lambda device: 1)
     at_once = next(made.attempts(model, image, label, index))
     surely = late.margin.abs() > 1e-4  # TF32 rounds otherwise where the batch is another
     assert torch.equal((late.margin < 0)[surely], (model.eval()(late.image).argmax(1) != label)[surely])

@@ -23,11 +23,11 @@ from robustfg.attacks import (
     Margin,
     Square,
 )
-from robustfg.attacks.active_batch import ActiveBatch
-from robustfg.attacks.base import Task
-from robustfg.attacks.draws import Draws
-from robustfg.attacks.engine import Run
-from robustfg.types import Output
+from robustfg.attacks.batch.active_batch import ActiveBatch
+from robustfg.attacks.batch.task import Task
+from robustfg.attacks.rng.streams import Draws
+from robustfg.attacks.runtime.engine import Run
+from robustfg.core.types import Output
 
 pytestmark = pytest.mark.numeric
 

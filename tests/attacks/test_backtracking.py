@@ -22,8 +22,8 @@ from robustfg.attacks import (
     TopClasses,
     WrongConfidence,
 )
-from robustfg.attacks.randomness import keyed_integers, keyed_normals
-from robustfg.errors import UserError
+from robustfg.attacks.rng.philox import keyed_integers, keyed_normals
+from robustfg.core.errors import UserError
 
 LABELS = torch.zeros(6, dtype=torch.int64)
 

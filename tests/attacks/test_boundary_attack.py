@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustfg.attacks import L2, BoundaryAttack, Linf
-from robustfg.attacks.draws import Draws
-from robustfg.errors import UserError
+from robustfg.attacks.rng.streams import Draws
+from robustfg.core.errors import UserError
 
 FREE = L2(epsilon=100)
 INDEX = torch.tensor([7, 3, 12, 0])

@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from robustfg.attacks import Bpda, CrossEntropy, Engine, GradientAttack, Linf, Steepest, differentiable
-from robustfg.attacks.bpda import identity
-from robustfg.errors import UserError
+from robustfg.attacks.gradient.bpda import identity
+from robustfg.core.errors import UserError
 
 
 class Quantise(nn.Module):

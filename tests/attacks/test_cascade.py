@@ -6,8 +6,8 @@ import torch
 from test_gradient import INDEX, LABEL, Net, Sure, images, margins, pgd
 
 from robustfg.attacks import Cascade, GradientAttack, Linf, Margin, Patch, Rigid, Spatial, WrongAndNear
-from robustfg.attacks.objectives import CrossEntropy
-from robustfg.errors import UserError
+from robustfg.attacks.objectives.logits import CrossEntropy
+from robustfg.core.errors import UserError
 
 pytestmark = pytest.mark.numeric
 

@@ -24,10 +24,10 @@ from robustfg.attacks import (
     Margin,
     WrongAndNear,
 )
-from robustfg.attacks.active_batch import ActiveBatch, SearchOptions
-from robustfg.attacks.base import Task
-from robustfg.attacks.decision_based import DecisionBased
-from robustfg.attacks.engine import Run
+from robustfg.attacks.batch.active_batch import ActiveBatch, SearchOptions
+from robustfg.attacks.batch.task import Task
+from robustfg.attacks.black_box.decision_based import DecisionBased
+from robustfg.attacks.runtime.engine import Run
 
 pytestmark = pytest.mark.numeric
 

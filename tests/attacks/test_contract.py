@@ -21,10 +21,10 @@ from robustfg.attacks import (
     Transfer,
     UniversalPerturbation,
 )
-from robustfg.attacks.contract import checked, classes_of
-from robustfg.attacks.universal import fit
-from robustfg.errors import UserError
-from robustfg.types import Output
+from robustfg.attacks.composed.universal import fit
+from robustfg.attacks.runtime.validation import checked, classes_of
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 
 BALL = Linf(epsilon=0.1)
 LABEL = torch.tensor([0, 1, 2, 3, 4, 0])
@@ -149,7 +149,8 @@ def test_the_number_of_classes_that_samples_ask_for_is_told():
 
 def test_a_broken_budget_is_an_error_also_where_python_drops_assertions():
     script = (
-        "import torch\nfrom robustfg.attacks import Linf, Patch\nfrom robustfg.attacks.threat import ThreatError\n"
+        "import torch\nfrom robustfg.attacks import Linf, Patch\n"
+        "from robustfg.attacks.threats.base import ThreatError\n"
         "clean = torch.full((1, 3, 4, 4), 0.5)\ncorner = clean.clone()\ncorner[0, 0, 3, 3] = 1\n"
         "patch = Patch(epsilon=0.25, place=(0, 0))\n"
         "for threat, far in (Linf(epsilon=0.1), clean + 0.2), (Linf(epsilon=1), clean + 0.6), (patch, corner):\n"

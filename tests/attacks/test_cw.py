@@ -6,7 +6,7 @@ from small import INDEX, Linear, Log, Net, images, margin, named
 from torch import nn
 
 from robustfg.attacks import L2, CarliniWagner, Engine, Linf
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 ZEROS = torch.zeros(6, dtype=torch.int64)
 

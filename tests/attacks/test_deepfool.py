@@ -7,7 +7,7 @@ from test_gradient import INDEX, LABEL, Linear, Net, images, margins
 from torch import nn
 
 from robustfg.attacks import L1, L2, DeepFool, Engine, Linf
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 KINDS = {"linf": Linf, "l2": L2}
 NORMS = pytest.mark.parametrize("norm", KINDS)

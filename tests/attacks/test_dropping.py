@@ -18,7 +18,7 @@ def rarely(monkeypatch):
     """Switches to dropping every few steps."""
 
     def begin(period=8):
-        monkeypatch.setattr("robustfg.attacks.active_batch.steps_between_drops", lambda device: period)
+        monkeypatch.setattr("robustfg.attacks.batch.active_batch.steps_between_drops", lambda device: period)
 
     return begin
 
@@ -75,7 +75,8 @@ def test_no_success_is_lost_that_a_copy_leaves_open(unit, kind, length, rarely, 
     budget = {"queries": 6 * length} if kind is Square else {"steps": length}
     attack = kind(threat=Linf(epsilon="1/255"), engine=Engine(autocast=None if unit else "bfloat16"), **budget)
     if unit:
-        monkeypatch.setattr("robustfg.attacks.engine.folded", lambda model, image: (model(image), Askew(model, unit)))
+        askew = lambda model, image: (model(image), Askew(model, unit))  # noqa: E731
+        monkeypatch.setattr("robustfg.attacks.runtime.engine.folded", askew)
     at_once = last(attack, model, image, label)
     rarely(4)
     late = last(attack, model, image, label)
@@ -95,7 +96,7 @@ def test_whom_a_copy_leaves_open_the_model_itself_is_asked_about_before_they_go(
     model, image = Plain().centred(), images(40)
     label, asked = model(image).argmax(1), []
     budget = {"queries": 60} if make is Square else {"steps": 10}
-    monkeypatch.setattr("robustfg.attacks.engine.folded", lambda model, image: (model(image), Askew(model)))
+    monkeypatch.setattr("robustfg.attacks.runtime.engine.folded", lambda model, image: (model(image), Askew(model)))
     model.register_forward_hook(lambda module, inputs, output: asked.append(len(inputs[0])))
     attack = make(threat=Linf(epsilon="0.7/255"), **budget)
     rarely()

@@ -6,7 +6,7 @@ import torch
 from small import INDEX, Linear, Log, Net, images, margin, named
 
 from robustfg.attacks import L1, L2, ElasticNet
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 ZEROS = torch.zeros(6, dtype=torch.int64)
 RULES = pytest.mark.parametrize("rule", ["l1", "en"])

@@ -21,7 +21,7 @@ from robustfg.attacks import (
     Square,
     WrongAndNear,
 )
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 FIXED = Engine(fixed_batch=8)
 

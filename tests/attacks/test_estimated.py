@@ -14,9 +14,9 @@ from robustfg.attacks import (
     Rademacher,
     Steepest,
 )
-from robustfg.attacks.draws import Draws
-from robustfg.attacks.randomness import keyed_normals
-from robustfg.errors import UserError
+from robustfg.attacks.rng.philox import keyed_normals
+from robustfg.attacks.rng.streams import Draws
+from robustfg.core.errors import UserError
 
 INDEX = torch.tensor([7, 3, 12, 0])
 ZERO = torch.zeros(4, dtype=torch.int64)

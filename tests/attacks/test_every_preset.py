@@ -7,8 +7,8 @@ import torch
 from every_preset import EVERY, Tiny, images, library, nodes, predicted, preset
 
 from robustfg.attacks import MinimumNormAttack, Spatial
-from robustfg.config import CONF
-from robustfg.errors import UserError
+from robustfg.cli.config import CONF
+from robustfg.core.errors import UserError
 
 EVERY_PRESET = pytest.mark.parametrize("name", EVERY)
 NORMS = {

@@ -10,7 +10,7 @@ from test_hyperplane import least
 from torch import nn
 
 from robustfg.attacks import FAB, L1, L2, Engine, Linf
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 KINDS = {"linf": Linf, "l2": L2, "l1": L1}
 WIDE = {"linf": 1, "l2": 1000, "l1": 1000}

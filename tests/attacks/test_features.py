@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from robustfg.attacks import L2, FeatureAttack, FeatureBank, Linf, Patch, Steepest
-from robustfg.errors import UserError
-from robustfg.types import Output
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 
 INDEX = torch.tensor([7, 3, 12, 0, 99, 41])
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from small import INDEX, Linear, Log, Net, images, margin, named
 
 from robustfg.attacks import FMN, L0, L1, L2, Linf
-from robustfg.attacks.balls import l1_projection
-from robustfg.errors import UserError
+from robustfg.attacks.threats.lp import l1_projection
+from robustfg.core.errors import UserError
 
 pytestmark = pytest.mark.numeric
 

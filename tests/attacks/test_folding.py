@@ -7,9 +7,9 @@ import timm
 import torch
 from torch import nn
 
-from robustfg import memory_layout as layout
 from robustfg.attacks import FGSM, PGD, CrossEntropy, Engine, GradientAttack, Linf
-from robustfg.attacks.folding import folded
+from robustfg.attacks.runtime.folding import folded
+from robustfg.core import memory_layout as layout
 from robustfg.models import Backbone
 
 pytestmark = pytest.mark.numeric
@@ -175,7 +175,7 @@ class Jitter(nn.Module):
 
 
 def test_attacks_of_few_passes_ask_the_model_itself(monkeypatch):
-    monkeypatch.setattr("robustfg.attacks.engine.folded", lambda model, image: pytest.fail("a copy was made"))
+    monkeypatch.setattr("robustfg.attacks.runtime.engine.folded", lambda model, image: pytest.fail("a copy was made"))
     FGSM(epsilon=0.1)(settled(Plain()), images(), torch.zeros(8, dtype=torch.int64))
 
 

@@ -6,7 +6,7 @@ from test_folding import Plain, images, norms, settled
 from torch import nn
 
 from robustfg.attacks import PGD, Engine
-from robustfg.attacks.folding import folded
+from robustfg.attacks.runtime.folding import folded
 
 pytestmark = pytest.mark.numeric
 

@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustfg.attacks import L2, CrossEntropy, GradientAttack, Linf, Margin, Momentum, Steepest
-from robustfg.attacks.randomness import keyed_uniforms
-from robustfg.errors import UserError
-from robustfg.types import Output
+from robustfg.attacks.rng.philox import keyed_uniforms
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 
 pytestmark = pytest.mark.numeric
 

@@ -15,9 +15,9 @@ from robustfg.attacks import (
     Steepest,
     Summed,
 )
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses.gm import GaussianMixture
-from robustfg.types import Output
 
 SEEDS = st.integers(0, 10**6)
 

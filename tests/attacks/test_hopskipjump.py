@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from robustfg.attacks import L1, L2, HopSkipJump, Linf, Rademacher
-from robustfg.attacks.decision_based import grainy
-from robustfg.attacks.draws import Draws
-from robustfg.errors import UserError
+from robustfg.attacks.black_box.decision_based import grainy
+from robustfg.attacks.rng.streams import Draws
+from robustfg.core.errors import UserError
 
 INDEX = torch.tensor([7, 3, 12, 0])
 ZERO = torch.zeros(4, dtype=torch.int64)

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
 from robustfg.attacks import L1, L2, Linf
-from robustfg.attacks.hyperplane import change_to_plane, dual_norm, require_plane_norm
-from robustfg.errors import UserError
+from robustfg.attacks.minimum_norm.hyperplane import change_to_plane, dual_norm, require_plane_norm
+from robustfg.core.errors import UserError
 
 THREATS = {"linf": Linf(epsilon=1), "l2": L2(epsilon=1000), "l1": L1(epsilon=1000)}
 ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}

@@ -19,8 +19,8 @@ from robustfg.attacks import (
     WrongAndAccepted,
     WrongAndNear,
 )
-from robustfg.errors import UserError
-from robustfg.types import Output
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 
 QUARTERS = st.integers(-20, 40).map(lambda quarter: quarter / 4)  # exact in floats, and ties are frequent
 DISTANCES = st.lists(st.lists(QUARTERS, min_size=3, max_size=3), min_size=1, max_size=6)

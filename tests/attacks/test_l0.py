@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from small import INDEX, Linear, Net, images, margin
 
 from robustfg.attacks import L0, CrossEntropy, GradientAttack, Steepest
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 GEOMETRY = {
     "seed": st.integers(0, 2**32 - 1),

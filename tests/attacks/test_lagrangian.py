@@ -5,8 +5,8 @@ import torch
 from test_against_detector import CLEAN, EPSILON, GRID, LABEL, LOWEST, TAU, least, watched
 
 from robustfg.attacks import GradientAttack, Lagrangian, LagrangianSearch, Linf, ScoreOf, WrongAndAccepted
-from robustfg.attacks.lagrangian import Weighed, Weights
-from robustfg.errors import UserError
+from robustfg.attacks.detector_aware.lagrangian import Weighed, Weights
+from robustfg.core.errors import UserError
 
 pytestmark = pytest.mark.numeric
 

@@ -28,8 +28,8 @@ from robustfg.attacks import (
     Transfer,
     WrongAndAccepted,
 )
-from robustfg.errors import UserError
-from robustfg.types import Output
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 
 pytestmark = pytest.mark.numeric
 

@@ -17,7 +17,7 @@ from robustfg.attacks import (
     ScaledCrossEntropy,
     Steepest,
 )
-from robustfg.types import Output, decision_margin
+from robustfg.core.types import Output, decision_margin
 
 LOGITS = st.lists(st.lists(st.floats(-30, 30), min_size=4, max_size=4), min_size=1, max_size=5)
 

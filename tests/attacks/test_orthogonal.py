@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 
 from robustfg.attacks import L1, L2, Linf
-from robustfg.attacks.orthogonal import best_in_box, orthogonal_step, without_part_along
-from robustfg.errors import UserError
+from robustfg.attacks.detector_aware.orthogonal import best_in_box, orthogonal_step, without_part_along
+from robustfg.core.errors import UserError
 
 WHOLE = st.integers(-3, 3).map(float)  # zeros, ties and parallel vectors are frequent
 NUMBERS = WHOLE | st.integers(-3000, 3000).map(lambda thousandths: thousandths / 1000)

@@ -40,7 +40,7 @@ from robustfg.attacks import (
     Transfer,
     UniversalPerturbation,
 )
-from robustfg.types import logits_of
+from robustfg.core.types import logits_of
 
 LINF = Linf(epsilon=0.05)
 AIMED = {"objective": TargetedMargin(), "targets": TopClasses(count=3), "restarts": 2}

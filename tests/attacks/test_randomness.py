@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from robustfg.attacks.randomness import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms, philox
+from robustfg.attacks.rng.philox import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms, philox
 
 pytestmark = pytest.mark.numeric
 

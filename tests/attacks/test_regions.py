@@ -8,7 +8,7 @@ from scipy import stats
 from torch import nn
 
 from robustfg.attacks import Frame, GradientAttack, Momentum, Patch, Steepest
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 SIDES = st.integers(1, 9)
 INDEX = torch.tensor([7, 3, 12, 0, 99, 41])

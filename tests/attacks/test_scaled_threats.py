@@ -7,7 +7,7 @@ import torch
 from small import INDEX, images
 
 from robustfg.attacks import L0, L1, L2, Frame, GradientAttack, Linf, Patch, Rigid, Spatial, Steepest
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 
 LABEL = torch.zeros(6, dtype=torch.int64)
 

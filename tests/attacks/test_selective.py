@@ -7,8 +7,8 @@ from test_against_detector import CLEAN, EPSILON, LABEL, TAU, watched
 from torch import nn
 
 from robustfg.attacks import L1, L2, Linf, ScoreOf, SelectivePGD, WrongAndAccepted
-from robustfg.errors import UserError
-from robustfg.types import Output
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 
 GOAL = WrongAndAccepted(score=ScoreOf("apart"), tau=-1.0, scale=TAU)  # out of reach: nobody leaves
 

@@ -62,7 +62,7 @@ from robustfg.attacks import (
     adapters,
 )
 from robustfg.attacks.settings import settings_of
-from robustfg.types import logits_of
+from robustfg.core.types import logits_of
 
 
 def largest(output):

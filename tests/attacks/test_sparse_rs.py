@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from robustfg.attacks import L0, Linf, Margin, SparseRS
-from robustfg.attacks.sparse_rs import distinct
-from robustfg.errors import UserError
+from robustfg.attacks.black_box.sparse_rs import distinct
+from robustfg.core.errors import UserError
 
 INDEX = torch.tensor([7, 3, 12, 0])
 ZERO = torch.zeros(4, dtype=torch.int64)

@@ -21,8 +21,8 @@ from robustfg.attacks import (
     Square,
     UniversalPerturbation,
 )
-from robustfg.attacks.spatial import turned
-from robustfg.errors import UserError
+from robustfg.attacks.black_box.spatial import turned
+from robustfg.core.errors import UserError
 
 INDEX = torch.tensor([7, 3, 12, 0, 99, 41])
 

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from robustfg.attacks import L0, L1, L2, CrossEntropy, GradientAttack, Linf, Margin, Square
-from robustfg.attacks.balls import l1_projection
-from robustfg.attacks.randomness import keyed_signs
-from robustfg.attacks.squares import Bumps, Flips, Peaks
-from robustfg.attacks.windows import bump, two_bumps, window
-from robustfg.errors import UserError
+from robustfg.attacks.black_box.square_patterns import Bumps, Flips, Peaks
+from robustfg.attacks.black_box.windows import bump, two_bumps, window
+from robustfg.attacks.rng.philox import keyed_signs
+from robustfg.attacks.threats.lp import l1_projection
+from robustfg.core.errors import UserError
 
 pytestmark = pytest.mark.numeric
 

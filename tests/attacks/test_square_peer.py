@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from robustfg.attacks import L1, L2, Engine, Square
-from robustfg.attacks.balls import l1_projection
-from robustfg.attacks.draws import Draws
-from robustfg.attacks.random_search import BLOCK
+from robustfg.attacks.black_box.random_search import BLOCK
+from robustfg.attacks.rng.streams import Draws
+from robustfg.attacks.threats.lp import l1_projection
 
 released = pytest.importorskip("pyautoattack.square")
 INDEX, LABEL, QUERIES = torch.tensor([5]), torch.tensor([0]), 40

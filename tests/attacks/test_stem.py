@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from robustfg.attacks.folding import Stem, folded
+from robustfg.attacks.runtime.folding import Stem, folded
 
 pytestmark = pytest.mark.numeric
 

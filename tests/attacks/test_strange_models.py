@@ -35,11 +35,11 @@ from robustfg.attacks import (
     TargetedDLR,
     TopClasses,
 )
-from robustfg.attacks.contract import steady
-from robustfg.errors import UserError
+from robustfg.attacks.runtime.validation import steady
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch, Output, decision_margin
 from robustfg.evaluation.checks.probes import finite_difference
 from robustfg.evaluation.measure import verdicts
-from robustfg.types import Batch, Output, decision_margin
 
 pytestmark = pytest.mark.numeric
 
@@ -406,7 +406,7 @@ def test_samples_that_a_copy_misjudges_are_attacked_on_the_model_itself_from_the
         own, there = model(picture), (picture.mean((1, 2, 3)) >= bright)[:, None]
         return torch.where(there, (own * 5).detach(), own)
 
-    monkeypatch.setattr("robustfg.attacks.engine.folded", lambda model, image: (model(image), misled))
+    monkeypatch.setattr("robustfg.attacks.runtime.engine.folded", lambda model, image: (model(image), misled))
     (found,) = made.attempts(model, image, label)
     assert torch.equal(model(found.image).argmax(1) != label, model(expected.image).argmax(1) != label)
     again = found.forwards > expected.forwards + 2
@@ -597,7 +597,7 @@ def test_a_copy_that_fails_in_a_later_pass_does_not_end_the_attack(monkeypatch):
         calls.write("x")
         raise RuntimeError("no kernel")
 
-    monkeypatch.setattr("robustfg.attacks.engine.folded", lambda model, image: (model(image), fails))
+    monkeypatch.setattr("robustfg.attacks.runtime.engine.folded", lambda model, image: (model(image), fails))
     (attempt,) = ATTACKS["pgd"].attempts(model, image, label)
     assert calls.getvalue() == "x"
     assert ((attempt.margin < 0) != naive(model, image, label)).sum() <= 1

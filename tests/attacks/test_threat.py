@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from robustfg.attacks import L1, L2, Linf
-from robustfg.attacks.threat import pixel_value, step_length
-from robustfg.errors import UserError
+from robustfg.attacks.threats.base import pixel_value, step_length
+from robustfg.core.errors import UserError
 
 BOTH = pytest.mark.parametrize("kind", [Linf, L2])
 GEOMETRY = {

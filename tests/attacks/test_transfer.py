@@ -6,8 +6,8 @@ import torch
 from test_gradient import INDEX, Log, Net, images, margins, named_images, pgd
 
 from robustfg.attacks import Cascade, CrossEntropy, Engine, Linf, Transfer
-from robustfg.attacks.transfer import lent
-from robustfg.errors import UserError
+from robustfg.attacks.composed.transfer import lent
+from robustfg.core.errors import UserError
 
 pytestmark = pytest.mark.numeric
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from robustfg.attacks import ResizeAndPad, Smoothing
-from robustfg.attacks.draws import Draws
-from robustfg.attacks.transforms import unchanged
-from robustfg.errors import UserError
+from robustfg.attacks.gradient.input_transforms import unchanged
+from robustfg.attacks.rng.streams import Draws
+from robustfg.core.errors import UserError
 
 INDEX = torch.tensor([7, 3, 12, 0])
 DRAWS = Draws(0, "a", 0, 0)

@@ -7,8 +7,8 @@ import torch
 from every_preset import OURS, Tiny, composed, images, nodes, predicted, preset, register_schemas
 
 from robustfg.attacks import FAB, Engine, Margin
-from robustfg.attacks.penalty import PenaltyAttack
-from robustfg.config import build
+from robustfg.attacks.minimum_norm.penalty import PenaltyAttack
+from robustfg.cli.config import build
 
 BALLS = ("Linf", "L2", "L1")
 SEARCHED = [

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from robustfg.attacks import L2, CrossEntropy, Linf, Margin, UniversalPerturbation
-from robustfg.attacks.universal import fit
-from robustfg.errors import UserError
+from robustfg.attacks.composed.universal import fit
+from robustfg.core.errors import UserError
 
 
 class Linear(nn.Module):

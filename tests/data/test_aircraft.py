@@ -7,9 +7,9 @@ import pytest
 from archives import AIRCRAFT, build_aircraft, replace_line, stored
 from torchvision.datasets import FGVCAircraft
 
+from robustfg.core.errors import UserError
 from robustfg.data.aircraft import Aircraft
 from robustfg.data.annotations import Box
-from robustfg.errors import UserError
 
 
 @pytest.fixture

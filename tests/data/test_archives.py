@@ -13,9 +13,9 @@ import pytest
 from scipy.io import savemat
 from torchvision.datasets import utils
 
+from robustfg.core.errors import UserError
 from robustfg.data.archives import unpack, unpacked_safely
 from robustfg.data.official import matlab
-from robustfg.errors import UserError
 
 
 def tar(path, *members):

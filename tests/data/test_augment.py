@@ -9,11 +9,11 @@ import torch
 from archives import picture
 from PIL import Image
 
+from robustfg.core.errors import UserError
 from robustfg.data import augment
 from robustfg.data.arrays import ArraySplit
 from robustfg.data.augment import InOrder, Thirtyfold, rotated, sheared, skewed
 from robustfg.data.datamodule import DataModule
-from robustfg.errors import UserError
 
 SIZES = [(60, 40), (40, 60), (50, 50)]
 BILINEAR = Image.Resampling.BILINEAR

@@ -8,9 +8,9 @@ from archives import CAR_CLASSES, build_cars, picture, put_image, stored, struct
 from scipy.io import loadmat, savemat
 from torchvision.datasets import StanfordCars
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Box, privileged_of
 from robustfg.data.cars import CARS, Cars
-from robustfg.errors import UserError
 
 
 def read(root, **options):

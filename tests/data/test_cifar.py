@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from torchvision import datasets
 
+from robustfg.core.errors import UserError
 from robustfg.data.cifar import Cifar10, Cifar100
-from robustfg.errors import UserError
 
 GENERATOR = np.random.default_rng(0)
 FILES = [f"data_batch_{number}" for number in range(1, 6)] + ["test_batch"]

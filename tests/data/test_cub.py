@@ -7,10 +7,10 @@ import pytest
 from archives import CUB_CLASSES, CUB_PARTS, build_cub, picture, put_image, put_text, replace_line, stored
 from PIL import Image
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Box, WithBox, WithKeypoints, WithMask, privileged_of, taxonomy_of
 from robustfg.data.cub import CUB, Cub
 from robustfg.data.datamodule import DataModule
-from robustfg.errors import UserError
 
 
 @pytest.fixture

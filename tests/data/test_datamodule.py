@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.data.arrays import ArraySplit
 from robustfg.data.datamodule import DataModule
 from robustfg.data.folder import Folder
 from robustfg.data.samples import FitSquare
-from robustfg.errors import UserError
-from robustfg.types import Batch
 
 SIZE = 8
 

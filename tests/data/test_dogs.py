@@ -8,9 +8,9 @@ from archives import build_dogs, cell, put_text, stored
 from PIL import Image
 from scipy.io import savemat
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Box, WithBox, privileged_of
 from robustfg.data.dogs import DOGS, Dogs
-from robustfg.errors import UserError
 
 
 @pytest.fixture

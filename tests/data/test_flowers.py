@@ -9,8 +9,8 @@ from PIL import Image
 from scipy.io import savemat
 from torchvision.datasets import Flowers102
 
+from robustfg.core.errors import UserError
 from robustfg.data.flowers import FLOWERS, Flowers
-from robustfg.errors import UserError
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from robustfg.core.errors import UserError
 from robustfg.data.files import FileSplit
 from robustfg.data.folder import Folder
-from robustfg.errors import UserError
 
 RED = (200, 30, 10)
 

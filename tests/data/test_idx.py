@@ -6,8 +6,8 @@ import struct
 import numpy as np
 import pytest
 
+from robustfg.core.errors import UserError
 from robustfg.data.idx import FashionMnist, Mnist, read_idx
-from robustfg.errors import UserError
 
 TRAIN = np.random.default_rng(0).integers(0, 256, (5, 4, 3), dtype=np.uint8)
 TEST = np.random.default_rng(1).integers(0, 256, (2, 4, 3), dtype=np.uint8)

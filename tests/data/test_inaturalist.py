@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from archives import build_inaturalist, stored
 
+from robustfg.core.errors import UserError
 from robustfg.data.inaturalist import INaturalist
-from robustfg.errors import UserError
 
 
 @pytest.fixture

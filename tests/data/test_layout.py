@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from robustfg.core.errors import UserError
 from robustfg.data.datamodule import DataModule
 from robustfg.data.files import read_image
 from robustfg.data.folder import Folder
 from robustfg.data.listing import SUFFIXES, listed
-from robustfg.errors import UserError
 from robustfg.prediction import images_in
 
 

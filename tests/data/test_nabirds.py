@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from archives import build_nabirds, put_text, replace_line, stored
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import Box, privileged_of
 from robustfg.data.nabirds import NABIRDS, NABirds
-from robustfg.errors import UserError
 
 
 @pytest.fixture

@@ -7,9 +7,9 @@ import pytest
 from archives import build_pets, put_text, replace_line
 from torchvision.datasets import OxfordIIITPet
 
+from robustfg.core.errors import UserError
 from robustfg.data.annotations import WithMask
 from robustfg.data.pets import PETS, Pets
-from robustfg.errors import UserError
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from robustfg.config import CONF, build, plain, register_schemas
+from robustfg.cli.config import CONF, build, plain, register_schemas
+from robustfg.core.errors import UserError
 from robustfg.data.birds import Birds
 from robustfg.data.datamodule import DataModule, described
 from robustfg.data.digits import Digits
 from robustfg.data.folder import Folder
 from robustfg.data.unknown import OtherSet, UnknownFolder
 from robustfg.data.unknown_birds import UnknownGenera, UnknownSpecies
-from robustfg.errors import UserError
 
 register_schemas()
 BIRDS = Birds(num_genera=3, species_per_genus=2, train=4, test=4, image_size=24)

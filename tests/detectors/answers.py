@@ -2,6 +2,7 @@
 
 import torch
 
+from robustfg.core.types import Output
 from robustfg.detectors import (
     Energy,
     FeatureSqueezing,
@@ -15,7 +16,6 @@ from robustfg.detectors import (
     PrototypeSimilarity,
     RelativeMahalanobis,
 )
-from robustfg.types import Output
 
 CLASSES, DIM = 4, 6
 LEARNERS = {

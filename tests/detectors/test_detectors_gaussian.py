@@ -4,10 +4,10 @@ import torch
 from answers import CLASSES, answer, learn, samples
 from sklearn.covariance import OAS, EmpiricalCovariance, ShrunkCovariance
 
+from robustfg.core.errors import UserError
 from robustfg.detectors import Mahalanobis, RelativeMahalanobis
 from robustfg.detectors.moments import Moments
 from robustfg.detectors.shrinkage import oas_share, whitening
-from robustfg.errors import UserError
 
 pytestmark = pytest.mark.numeric
 

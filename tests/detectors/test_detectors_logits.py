@@ -5,13 +5,13 @@ from functools import partial
 import pytest
 import torch
 
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.detectors import Energy, Likelihood, MaxLogit, MaxSoftmax
-from robustfg.errors import UserError
 from robustfg.losses import GaussianMixture
 from robustfg.losses.covariance import Identity
 from robustfg.losses.diagonal_covariance import Diagonal, Isotropic
 from robustfg.losses.full_covariance import Full
-from robustfg.types import Output
 
 pytestmark = pytest.mark.numeric
 

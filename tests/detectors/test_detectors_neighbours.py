@@ -5,9 +5,9 @@ import torch
 from answers import CLASSES, DIM, answer, learn, samples
 from sklearn.preprocessing import normalize
 
+from robustfg.core.errors import UserError
 from robustfg.detectors import KernelDensity, LocalIntrinsicDimensionality, NearestNeighbours, PrototypeSimilarity
 from robustfg.detectors.bank import Bank
-from robustfg.errors import UserError
 
 pytestmark = pytest.mark.numeric
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from answers import CLASSES, LEARNERS, READERS, SQUEEZERS, answer, learn, samples
 
-from robustfg.errors import UserError
-from robustfg.types import Output
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 
 EVERY = LEARNERS | READERS
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 from answers import LEARNERS, answer, learn, samples
 
-from robustfg.config import build
+from robustfg.cli.config import build
+from robustfg.core.errors import UserError
 from robustfg.detectors import Fitted, threshold_at
-from robustfg.errors import UserError
 
 NODES = {
     "mahalanobis": {"_target_": "robustfg.detectors.Mahalanobis", "features": ["embedding", "inner"]},

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from robustfg.core.errors import UserError
 from robustfg.detectors import threshold_at
-from robustfg.errors import UserError
 
 
 @given(

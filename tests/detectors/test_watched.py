@@ -8,9 +8,11 @@ from torch import nn
 from toy import Convolutions
 
 from robustfg.attacks import GradientAttack, Linf, Steepest
-from robustfg.attacks.folding import folded
+from robustfg.attacks.runtime.folding import folded
 from robustfg.classifier import Classifier
-from robustfg.config import build
+from robustfg.cli.config import build
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch, Output
 from robustfg.detectors import (
     Energy,
     FeatureSqueezing,
@@ -25,9 +27,7 @@ from robustfg.detectors import (
     Watched,
     fit,
 )
-from robustfg.errors import UserError
 from robustfg.losses import GaussianMixture, ProtoPNet
-from robustfg.types import Batch, Output
 
 INNER = "layers.3"  # a batch norm, which the private copy lacks
 DETECTORS = {

@@ -11,11 +11,11 @@ from torch import nn
 
 from robustfg.attacks import GradientAttack, Linf, Margin, Steepest
 from robustfg.classifier import Classifier
+from robustfg.core.types import Output
 from robustfg.data.arrays import ArraySplit
 from robustfg.data.datamodule import DataModule
 from robustfg.evaluation import RobustnessEvaluation
 from robustfg.losses import Softmax
-from robustfg.types import Output
 
 CLASSES, HEIGHT, WIDTH, SIZE = 4, 30, 20, 16
 COLOURS = np.array([(120, 160, 80), (120, 80, 160), (160, 80, 120), (80, 120, 160)])

@@ -8,7 +8,7 @@ import torch
 from toy import SIZE, data_module, evaluate, suite
 
 from robustfg.attacks import APGD, L1, GradientAttack, Linf, MostConfused, TargetedDLR, TopClasses
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation
 from robustfg.evaluation.records import CLEAN
 

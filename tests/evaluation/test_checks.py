@@ -10,13 +10,13 @@ from torch import nn
 from toy import data_module, evaluate, row, suite
 
 from robustfg.attacks import APGD, L1, L1APGD, L2, CrossEntropy, GradientAttack, Linf, Margin, Steepest
+from robustfg.core.types import Output, decision_margin, logits_of
 from robustfg.evaluation.checks import Facts, counted_check, judge, verdict
 from robustfg.evaluation.checks.probes import largest_balls, reference_attacks
 from robustfg.evaluation.records import CLEAN, table_of
 from robustfg.evaluation.remarks import remarks_of
 from robustfg.evaluation.statistics import counted, upper_limit
 from robustfg.reporting import print_summary, write_page
-from robustfg.types import Output, decision_margin, logits_of
 
 
 class Head(nn.Module):

@@ -4,7 +4,8 @@ import torch
 from toy import row
 
 from robustfg.attacks import Linf
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.evaluation.checks import Check
 from robustfg.evaluation.detection.checks import (
     NO_CLAIM,
@@ -23,7 +24,6 @@ from robustfg.evaluation.detection.half_epsilon import best_known
 from robustfg.evaluation.detection.probes import DIFFERENCE, GRADIENT
 from robustfg.evaluation.detection.readings import Readings
 from robustfg.evaluation.records import CLEAN, table_of
-from robustfg.types import Output
 
 
 def readings(missed, n=60):

@@ -14,11 +14,12 @@ from toy import CLASSES, Blobs, Convolutions, data_module, evaluate, suite
 
 from robustfg.attacks import FMN, L2, GradientAttack, Linf, Patch, Steepest, white_box
 from robustfg.classifier import Classifier
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.data.datamodule import DataModule
 from robustfg.data.files import FileSplit
 from robustfg.data.folder import Folder
 from robustfg.detectors import Detector, Energy, Fitted, Mahalanobis, Watched, fit
-from robustfg.errors import UserError
 from robustfg.evaluation import RobustnessEvaluation, summary
 from robustfg.evaluation.aggregation import summarise
 from robustfg.evaluation.checks import Probe
@@ -26,7 +27,6 @@ from robustfg.evaluation.detection import Detection, attackers
 from robustfg.evaluation.detection.watch import claimed_ball
 from robustfg.evaluation.records import RecordStore
 from robustfg.losses import Softmax
-from robustfg.types import Batch
 
 MAKE = {"energy": Energy, "mahalanobis": Mahalanobis}
 NODES = {name: {"_target_": f"robustfg.detectors.{kind.__name__}"} for name, kind in MAKE.items()}

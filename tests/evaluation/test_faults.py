@@ -14,7 +14,7 @@ import pytest
 import torch
 from toy import data_module, evaluate, suite
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.evaluation.records import RecordStore
 from robustfg.reporting import write_page
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from toy import row
 
+from robustfg.core.types import Batch
 from robustfg.data.samples import FitSquare
 from robustfg.evaluation.attention import attention_of
 from robustfg.evaluation.localisation import localise, sizes
 from robustfg.evaluation.records import table_of
 from robustfg.evaluation.regions import TOLERANCE, Annotations, Regions
-from robustfg.types import Batch
 
 SIZE = 8
 

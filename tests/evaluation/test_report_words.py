@@ -5,9 +5,9 @@ import pytest
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
+from robustfg.cli.provenance import repeatable
 from robustfg.evaluation.checks import CURVED, TOLERATED
 from robustfg.evaluation.statistics import exceeds
-from robustfg.provenance import repeatable
 from robustfg.reporting.broken import lay_map
 from robustfg.reporting.checks import TOLERANCE, checks_line, tolerance
 from robustfg.reporting.evidence import has_keypoints, separated, titled

@@ -11,12 +11,12 @@ from killed import KILLS, cascade
 from toy import data_module, evaluate
 
 from robustfg.attacks import Linf, Transfer, white_box
+from robustfg.core.types import Batch
 from robustfg.detectors import Energy
 from robustfg.evaluation.detection.watched import WatchedClassifier
 from robustfg.evaluation.pace import Pace
 from robustfg.evaluation.records import CLEAN, RecordStore
 from robustfg.evaluation.rounds import measure_attack
-from robustfg.types import Batch
 
 DETECTOR = "energy"
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks import L1, L2, Attack, Attempt, Frame, Linf
-from robustfg.attacks.l0 import L0
+from robustfg.attacks.threats.l0 import L0
+from robustfg.core.types import Batch, Output
 from robustfg.evaluation.records import CLEAN, RecordStore
 from robustfg.evaluation.rounds import measure_attack
-from robustfg.types import Batch, Output
 
 SIGN = torch.ones(3, 6, 6)
 SIGN[:, ::2, 1::2] = SIGN[:, 1::2, ::2] = -1

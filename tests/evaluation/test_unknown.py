@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from robustfg.attacks import APGD, Linf
-from robustfg.attacks.acceptance import ScoreOf
-from robustfg.attacks.joint import Accepted
+from robustfg.attacks.objectives.acceptance import ScoreOf
+from robustfg.attacks.objectives.joint import Accepted
+from robustfg.core.types import Batch, Output
 from robustfg.detectors import Detector, Watched
 from robustfg.evaluation.open_set import accepted_at, ranking
 from robustfg.evaluation.records import RecordStore
 from robustfg.evaluation.unknown import Known, pushed, unknown_block
 from robustfg.evaluation.unknown_record import attacked_rows, clean_rows, measure_unknown, unknown_scores
-from robustfg.types import Batch, Output
 
 EPSILON = 0.02
 

@@ -10,9 +10,9 @@ import torch
 from toy import SIZE, data_module, evaluate
 
 from robustfg.attacks import Attack
+from robustfg.core.errors import UserError
 from robustfg.data.arrays import ArraySplit
 from robustfg.detectors import Energy, Fitted, Mahalanobis, Watched
-from robustfg.errors import UserError
 from robustfg.evaluation.detection import Detection
 from robustfg.evaluation.open_set import ranking
 

@@ -7,7 +7,7 @@ import torch
 from commands import config_of
 from torch import nn
 
-from robustfg.config import build
+from robustfg.cli.config import build
 
 GOLDEN = np.load(Path(__file__).parent.parent / "data" / "maxsep_official.npz")
 MEAN = torch.tensor((0.485, 0.456, 0.406), dtype=torch.float64).view(3, 1, 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import ArcFace, CosFace, LargeMarginSoftmax
 from robustfg.losses.large_margin_softmax import psi
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import AttentionPooling
 
 LABEL = torch.tensor([0, 2, 1])

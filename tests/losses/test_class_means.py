@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import GaussianMixture
 from robustfg.losses.covariance import Identity
 from robustfg.losses.diagonal_covariance import Diagonal, Isotropic

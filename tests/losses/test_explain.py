@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from robustfg.classifier import Classifier
+from robustfg.core.types import Output
 from robustfg.losses import (
     ArcFace,
     CosFace,
@@ -14,7 +15,6 @@ from robustfg.losses import (
     Softmax,
 )
 from robustfg.losses.explain import class_activation, nearness
-from robustfg.types import Output
 
 LINEAR = [Softmax, GaussianMixture, LargeMarginSoftmax, MaxMahalanobisCenter, MaxMahalanobisLDA]
 

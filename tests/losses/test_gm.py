@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import GaussianMixture
 from robustfg.losses.gaussian import gaussian_logits, margin_cross_entropy
 

@@ -2,11 +2,11 @@ import pytest
 import torch
 from test_config import composed
 
-from robustfg.assemble import phases_of
 from robustfg.classifier import Classifier
-from robustfg.config import CONF, build, plain
+from robustfg.cli.assemble import phases_of
+from robustfg.cli.config import CONF, build, plain
+from robustfg.cli.trust import refuse_untrusted
 from robustfg.training.phases import parameter_groups
-from robustfg.trust import refuse_untrusted
 
 PARTS = {
     group: sorted(path.stem for path in (CONF / "loss" / group).glob("*.yaml"))

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from robustfg.attacks import NearestWrongCentre
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import MaxMahalanobisCenter, MaxMahalanobisLDA
 from robustfg.losses.simplex import simplex
 

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustfg.checkpoint import PARTS, Checkpoint
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import MaximalSeparation
 
 pytestmark = pytest.mark.numeric

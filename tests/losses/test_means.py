@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import GaussianMixture
 from robustfg.losses.means import Drawn, Simplex, follow
 

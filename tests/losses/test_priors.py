@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import GaussianMixture
 from robustfg.losses.priors import Given, Learned
 

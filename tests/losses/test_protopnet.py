@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import ProtoPNet
 
 LABEL = torch.tensor([0, 3, 2, 2, 1])

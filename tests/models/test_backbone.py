@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import Softmax
 from robustfg.models import Backbone, PublishedBackbone
 

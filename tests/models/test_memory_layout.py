@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from robustfg.classifier import Classifier
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.memory_layout import LEAST_CHANNELS, protect, thinned
 from robustfg.losses import Softmax
-from robustfg.memory_layout import LEAST_CHANNELS, protect, thinned
 from robustfg.models import Backbone
 
 pytestmark = pytest.mark.numeric

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.models.prototype_head import PrototypeHead, separation
 from robustfg.models.prototypes import Prototypes
 from robustfg.models.resizable import resize_to

@@ -3,9 +3,9 @@ import pytest
 import scipy.ndimage
 import torch
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.straight_through import straight_through
 from robustfg.models.squeezers import BitDepth, MedianFilter
-from robustfg.straight_through import straight_through
 
 
 @pytest.mark.parametrize("size", [2, 3, 4, 5])

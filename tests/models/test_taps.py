@@ -5,9 +5,9 @@ import torch
 from torch import nn
 from toy import Convolutions
 
-from robustfg.attacks.folding import folded
+from robustfg.attacks.runtime.folding import folded
 from robustfg.classifier import Classifier
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import Softmax
 from robustfg.models import Backbone
 from robustfg.models.taps import with_layers

@@ -12,7 +12,7 @@ from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from robustfg.checkpoint import Checkpoint
 from robustfg.classifier import Classifier
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.models import Backbone, PublishedBackbone
 from robustfg.training import Phase, Phases
 from robustfg.training.callbacks import WarmedEma

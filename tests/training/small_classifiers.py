@@ -17,6 +17,7 @@ from robustfg.attacks import (
     WrongConfidence,
 )
 from robustfg.classifier import Classifier
+from robustfg.core.types import Batch
 from robustfg.data.datamodule import DataModule
 from robustfg.losses import GaussianMixture, Softmax
 from robustfg.training import (
@@ -32,7 +33,6 @@ from robustfg.training import (
     WeightPerturbation,
 )
 from robustfg.training.continuing import LastCheckpoint
-from robustfg.types import Batch
 
 LOSSES = {
     "softmax": lambda: Softmax(channels=4, num_classes=3),

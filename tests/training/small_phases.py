@@ -8,11 +8,11 @@ from torchvision.transforms import v2
 from toy import SIZE, Blobs
 
 from robustfg.classifier import Classifier
+from robustfg.core.types import Output
 from robustfg.data.datamodule import DataModule
 from robustfg.losses import LossModule
 from robustfg.losses.base import Survey
 from robustfg.training import Phase, Phases, Step
-from robustfg.types import Output
 
 
 class Means(LossModule):

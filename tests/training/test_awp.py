@@ -6,11 +6,11 @@ from small_classifiers import LOSSES, Model, batch, gradients, pgd, same
 from torch import nn
 
 from robustfg.attacks import Linf
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Output
 from robustfg.losses import LossModule
 from robustfg.training import Adversarial, Mart, Trades, WeightPerturbation
 from robustfg.training.regime import Moment
-from robustfg.types import Output
 
 pytestmark = pytest.mark.numeric
 

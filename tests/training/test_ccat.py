@@ -3,11 +3,11 @@ import torch
 from small_classifiers import Model, batch, gradients, logits_by_hand, loss_by_hand, pgd, same
 
 from robustfg.attacks import L2, Backtracking, Linf, Rigid, Spatial, WrongConfidence
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch, Output
 from robustfg.losses import AttentionPooling, Center, CosFace, GaussianMixture, MaximalSeparation, Triplet
 from robustfg.training import Ccat
 from robustfg.training.regime import Moment
-from robustfg.types import Batch, Output
 
 EPSILON = 16 / 255
 

@@ -15,7 +15,7 @@ from small_classifiers import classifier, data, guard, pgd, trainer
 from toy import Convolutions
 from two_ranks import found_by_two
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.reporting.csv_logger import MetricsCsv
 from robustfg.training import Fast, Free, Phase, Phases
 from robustfg.training.callbacks import WarmedEma

@@ -2,10 +2,10 @@ import pytest
 import torch
 from small_classifiers import Backbone, classifier, data, fitted, trainer
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.training import Free
 from robustfg.training.regime import Moment
-from robustfg.types import Batch
 
 pytestmark = pytest.mark.numeric
 

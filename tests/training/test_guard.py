@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_classifiers import classifier, data, guard, pgd, trainer
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.training import Fast
 from robustfg.training.callbacks import WarmedEma
 

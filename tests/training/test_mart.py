@@ -2,11 +2,11 @@ import pytest
 import torch
 from small_classifiers import LOSSES, Model, batch, gradients, kl_by_hand, logits_by_hand, loss_by_hand, pgd, same
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch, Output
 from robustfg.losses import Softmax
 from robustfg.training import Mart
 from robustfg.training.regime import Moment
-from robustfg.types import Batch, Output
 
 
 def parts_by_hand(model, samples, adversarial):

@@ -8,7 +8,7 @@ from small_classifiers import Model, batch, classifier, data, gradients, loss_by
 
 from robustfg.attacks import Backtracking, Linf, NearestWrongCentre
 from robustfg.classifier import Classifier
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import GaussianMixture, MaxMahalanobisCenter, MaxMahalanobisLDA, Softmax
 from robustfg.training import Mcat, WeightPerturbation
 from robustfg.training.halves import Half

@@ -10,11 +10,11 @@ from scipy.stats import kstest
 from small_classifiers import Model, batch, fitted, gradients, logits_by_hand, loss_by_hand, regimes, same
 from torch import nn
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.training import Mixup, WeightPerturbation, mixup
 from robustfg.training.mixup import _rectangle
 from robustfg.training.regime import Moment
-from robustfg.types import Batch
 
 
 def crafted(regime, samples, step=0, slot=0):

@@ -9,7 +9,7 @@ from toy import SIZE, Convolutions
 from two_ranks import found_by_two
 
 from robustfg.classifier import Classifier
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.losses import ProtoPNet
 from robustfg.losses.prune import Prune
 from robustfg.losses.push import Push

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_phases import Means, classifier, fitted, phases
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.training import Cosine, MultiStep, Phase, Phases
 
 

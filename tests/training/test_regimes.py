@@ -22,12 +22,12 @@ from robustfg.attacks import (
     TopClasses,
     UniversalPerturbation,
 )
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch, Output
 from robustfg.losses import LossModule
 from robustfg.training import Adversarial, Fast, Guard, Mart, Standard
 from robustfg.training.crafted import weakened
 from robustfg.training.regime import Moment
-from robustfg.types import Batch, Output
 
 pytestmark = pytest.mark.numeric
 

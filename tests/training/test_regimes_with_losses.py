@@ -8,11 +8,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from robustfg.assemble import classifier_of
 from robustfg.classifier import Classifier
-from robustfg.config import CONF, build, plain, register_schemas
-from robustfg.errors import UserError
-from robustfg.types import Batch
+from robustfg.cli.assemble import classifier_of
+from robustfg.cli.config import CONF, build, plain, register_schemas
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 
 register_schemas()
 CLASSES = ("a", "b", "c", "d")

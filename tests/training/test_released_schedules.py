@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from commands import config_of
 
-from robustfg.assemble import phases_of
-from robustfg.config import CONF, build
-from robustfg.types import Output
+from robustfg.cli.assemble import phases_of
+from robustfg.cli.config import CONF, build
+from robustfg.core.types import Output
 
 
 def plan_of(loss):

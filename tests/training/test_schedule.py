@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustfg.errors import UserError
+from robustfg.core.errors import UserError
 from robustfg.training import Constant, Cosine, MultiStep, Step
 
 EPOCHS = 20

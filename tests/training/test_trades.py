@@ -7,9 +7,9 @@ from small_classifiers import LOSSES, Model, batch, gradients, kl_by_hand, logit
 from torch import nn
 
 from robustfg.attacks import L0, L2, Frame, Linf, Patch, Rigid
-from robustfg.attacks.randomness import keyed_normals
-from robustfg.attacks.threat import ThreatError
-from robustfg.errors import UserError
+from robustfg.attacks.rng.philox import keyed_normals
+from robustfg.attacks.threats.base import ThreatError
+from robustfg.core.errors import UserError
 from robustfg.training import Trades
 from robustfg.training.regime import Moment
 

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustfg.attacks.active_batch import ActiveBatch
+from robustfg.attacks.adapters.base import Peer
+from robustfg.attacks.adapters.hidden_model import Witness
 from robustfg.attacks.adapters.lookup import ORDERS, arguments, chosen, length, load, refuse_other_norm
-from robustfg.attacks.adapters.shared import Peer
-from robustfg.attacks.adapters.witness import Witness
-from robustfg.errors import UserError
+from robustfg.attacks.batch.active_batch import ActiveBatch
+from robustfg.core.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,8 @@ from importlib import metadata
 from math import inf
 from types import ModuleType
 
-from robustfg.attacks.threat import Threat, step_length
-from robustfg.errors import UserError
+from robustfg.attacks.threats.base import Threat, step_length
+from robustfg.core.errors import UserError
 
 ORDERS = {"linf": inf, "l2": 2, "l1": 1}
 LENGTHS = ("steps", "max_iter", "n_iter", "max_iterations", "num_steps")

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from robustfg.attacks.active_batch import ActiveBatch
+from robustfg.attacks.adapters.base import Peer
+from robustfg.attacks.adapters.hidden_model import Witness
 from robustfg.attacks.adapters.lookup import chosen, load, number
-from robustfg.attacks.adapters.shared import Peer
-from robustfg.attacks.adapters.witness import Witness
-from robustfg.errors import UserError
+from robustfg.attacks.batch.active_batch import ActiveBatch
+from robustfg.core.errors import UserError
 
 VERSIONS = ("standard", "plus", "rand", "custom")
 STAGES = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")

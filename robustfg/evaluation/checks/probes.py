@@ -21,9 +21,9 @@ from robustfg.attacks import (
     Steepest,
     Threat,
 )
-from robustfg.attacks.freeze import attackable
+from robustfg.attacks.runtime.eval_mode import attackable
+from robustfg.core.types import Batch, decision_margin
 from robustfg.evaluation.measure import Classify
-from robustfg.types import Batch, decision_margin
 
 PREFIX = "check:"
 FINITE_DIFFERENCE, DETERMINISM, UNBOUNDED = (

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from robustfg.attacks import Attack, Threat, black_box, white_box
-from robustfg.attacks.acceptance import ScoreOf
-from robustfg.attacks.against_detector import apgd_in
-from robustfg.attacks.joint import Accepted
+from robustfg.attacks.detector_aware.suites import apgd_in
+from robustfg.attacks.objectives.acceptance import ScoreOf
+from robustfg.attacks.objectives.joint import Accepted
 from robustfg.evaluation.detection.calibration import Calibration
 from robustfg.evaluation.detection.denial import denial
 from robustfg.evaluation.detection.options import Detection

@@ -9,15 +9,15 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from robustfg.arithmetic import exact_arithmetic
 from robustfg.attacks import FeatureBank
-from robustfg.attacks.freeze import attackable
+from robustfg.attacks.runtime.eval_mode import attackable
+from robustfg.core.errors import UserError
+from robustfg.core.precision import exact_arithmetic
+from robustfg.core.types import Batch
 from robustfg.data.datamodule import DataModule
 from robustfg.detectors import Detector, Watched, fit, threshold_at
-from robustfg.errors import UserError
 from robustfg.evaluation.detection.contents import Contents, splits_of_files
 from robustfg.evaluation.gather import gathered
-from robustfg.types import Batch
 
 KEPT = 20
 """Validation images of a class whose features a joint attack may aim at."""

@@ -5,10 +5,10 @@ from hashlib import blake2b
 
 import numpy as np
 
+from robustfg.core.types import Batch
 from robustfg.data.datamodule import DataModule
 from robustfg.data.files import FileSplit
 from robustfg.evaluation.gather import gathered
-from robustfg.types import Batch
 
 Digests = Mapping[str, Mapping[int, bytes]]
 """Of images, by split and id."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks import Attack, GradientAttack, Threat
-from robustfg.types import Output, decision_margin, logits_of
+from robustfg.core.types import Output, decision_margin, logits_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from robustfg.attacks import Threat
-from robustfg.attacks.threat import pixel_value
-from robustfg.errors import UserError
+from robustfg.attacks.threats.base import pixel_value
+from robustfg.core.errors import UserError
 
 
 def best_known(threat: Threat, own: Mapping[str, Any], runs: Sequence[str], data: str | None) -> float | None:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from robustfg.attacks.freeze import Model
+from robustfg.attacks.runtime.eval_mode import Model
+from robustfg.core.errors import UserError
 from robustfg.data.unknown import Unknown
 from robustfg.detectors import Detector
-from robustfg.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,11 +4,11 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks import detector_graph
-from robustfg.attacks.freeze import attackable
-from robustfg.attacks.input_gradient import gradient_of
+from robustfg.attacks.batch.input_gradient import gradient_of
+from robustfg.attacks.runtime.eval_mode import attackable
+from robustfg.core.types import Batch
 from robustfg.detectors import Watched
 from robustfg.evaluation.checks.probes import PREFIX
-from robustfg.types import Batch
 
 GRADIENT, DIFFERENCE = PREFIX + "detector_gradient/", PREFIX + "detector_difference/"
 """With the detector's name behind: names of the recorded probes."""

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from robustfg.attacks import Attack, Square, Threat
-from robustfg.attacks.acceptance import ScoreOf
-from robustfg.attacks.against_detector import apgd_in
-from robustfg.attacks.joint import FooledFirst, WrongAndAccepted
+from robustfg.attacks.detector_aware.suites import apgd_in
+from robustfg.attacks.objectives.acceptance import ScoreOf
+from robustfg.attacks.objectives.joint import FooledFirst, WrongAndAccepted
 from robustfg.evaluation.checks.probes import PREFIX
 
 REFERENCE = f"{PREFIX}joint_reference"

@@ -11,6 +11,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from robustfg.attacks import Attack, Threat
+from robustfg.core.types import Batch
 from robustfg.data.datamodule import DataModule, described
 from robustfg.detectors import Watched
 from robustfg.evaluation.detection.attackers import push
@@ -22,7 +23,6 @@ from robustfg.evaluation.gather import gathered
 from robustfg.evaluation.records import RecordStore, write_table
 from robustfg.evaluation.unknown import Known, UnknownScores, unknown_block
 from robustfg.evaluation.unknown_record import attacked_rows, clean_rows, measure_unknown, unknown_scores
-from robustfg.types import Batch
 
 UNKNOWN_ROWS = "unknown.parquet"
 """File of a row for every unknown image, beside ``records.parquet``."""

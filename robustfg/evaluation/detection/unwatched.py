@@ -8,13 +8,13 @@ import pyarrow as pa
 from torch import Tensor
 
 from robustfg.attacks import Attack
-from robustfg.attacks.contract import steady
-from robustfg.attacks.freeze import attackable
+from robustfg.attacks.runtime.eval_mode import attackable
+from robustfg.attacks.runtime.validation import steady
+from robustfg.core.types import Batch
 from robustfg.evaluation.checks import Check
 from robustfg.evaluation.checks.probes import DETERMINISM, FINITE_DIFFERENCE, finite_difference
 from robustfg.evaluation.detection.unknown_images import UNKNOWN_ROWS
 from robustfg.evaluation.measure import Classify, measure_clean
-from robustfg.types import Batch
 
 Rows = list[dict[str, Any]]
 

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytorch_lightning as pl
 
 from robustfg.attacks import Attack, Threat
-from robustfg.attacks.minimum import MinimumNormAttack
+from robustfg.attacks.minimum_norm.base import MinimumNormAttack
+from robustfg.core.errors import UserError
+from robustfg.core.types import Batch
 from robustfg.data.datamodule import DataModule
 from robustfg.detectors import Fitted
-from robustfg.errors import UserError
 from robustfg.evaluation.checks import Check
 from robustfg.evaluation.checks.probes import largest_balls
 from robustfg.evaluation.detection import checks
@@ -32,7 +33,6 @@ from robustfg.evaluation.detection.unwatched import Rows, Unwatched
 from robustfg.evaluation.detection.watched import WatchedClassifier
 from robustfg.evaluation.measure import LEAST, SCORE, Classify
 from robustfg.evaluation.records import column
-from robustfg.types import Batch
 
 
 class Watch(Unwatched):

@@ -5,9 +5,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from robustfg.core.types import Output
 from robustfg.detectors import Watched
 from robustfg.evaluation.measure import Classify
-from robustfg.types import Output
 
 
 class WatchedClassifier(Watched):

@@ -1,0 +1,1 @@
+"""The samples under attack: which are still active, and the best image of each."""

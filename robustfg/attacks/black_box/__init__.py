@@ -1,0 +1,1 @@
+"""Attacks that need no gradient of the model."""

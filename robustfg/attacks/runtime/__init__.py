@@ -1,0 +1,1 @@
+"""How the attacked model is run: eval mode, checked input, faster copies."""

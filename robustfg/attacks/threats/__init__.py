@@ -1,0 +1,1 @@
+"""Threat models: which images an attacker may hand in."""

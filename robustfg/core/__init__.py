@@ -1,0 +1,1 @@
+"""What every part rests on: types, errors, precision, files."""
