@@ -94,6 +94,19 @@ def test_the_first_success_is_counted_right_among_passes_that_decide_nothing():
     assert found.forwards.tolist() == [7] * 6
 
 
+def test_the_result_of_a_sample_that_is_still_to_be_dropped_is_final(monkeypatch):
+    monkeypatch.setattr("robustfg.attacks.batch.active_batch.steps_between_drops", lambda device: 3)
+    model, clean, label, far, fooled = mixed()
+    with Engine().running(model, clean) as run:
+        batch = active_batch_of(run, clean, label)
+        batch.evaluate(far)
+        batch.drop_fooled()
+        batch.set_result(clean)
+        found = batch.results()
+    assert torch.equal(found.image, torch.where(fooled[:, None, None, None], far, clean))
+    assert torch.equal(found.margin.isnan(), ~fooled)
+
+
 @pytest.mark.parametrize("period", [1, 3])
 def test_samples_are_dropped_every_period_and_nothing_asked_after_their_success_counts(period, monkeypatch):
     monkeypatch.setattr("robustfg.attacks.batch.active_batch.steps_between_drops", lambda device: period)

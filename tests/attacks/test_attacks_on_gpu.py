@@ -15,7 +15,7 @@ from torch import nn
 
 from robustfg.attacks import APGD, Engine, GradientAttack, Linf, Square
 from robustfg.attacks.rng.philox import keyed_integers, keyed_normals, keyed_signs, keyed_uniforms
-from robustfg.attacks.runtime.cuda_graphs import Recorded, recorded
+from robustfg.attacks.runtime.cuda_graphs import _KEPT, Recorded, recorded
 from robustfg.attacks.runtime.engine import GPU_PERIOD, Mode
 from robustfg.attacks.runtime.folding import folded
 from robustfg.core.errors import UserError
@@ -178,6 +178,16 @@ def test_a_recording_is_kept_while_it_answers_alike_and_not_copied_with_the_mode
     twin = copy.deepcopy(model)
     assert torch.equal(twin(image).logits, model(image).logits)
     assert len(pickle.dumps(model)) < 1e5
+
+
+def test_by_default_the_passes_of_a_small_batch_are_recorded_when_it_is_met_again():
+    model, *samples = labelled(32)
+    model.eval()
+    found = []
+    for recordings in (0, 1, 1):
+        found.append(next(attack().attempts(model, *samples)))
+        assert sum(isinstance(kept, Recorded) for kept in _KEPT[model].values()) == recordings
+    assert all(torch.equal(found[0].margin < 0, later.margin < 0) for later in found[1:])
 
 
 def test_a_model_that_reads_values_back_cannot_be_recorded_and_says_so():

@@ -167,6 +167,16 @@ def test_a_sample_whose_success_is_denied_is_attacked_again_and_at_the_end_of_a_
     assert batch.surrogate_differs.tolist() == [False, True]
 
 
+def test_a_sample_that_the_attack_itself_ends_is_confirmed_too():
+    clean = grey(0.2, 0.505, 0.8)
+    batch = active_batch_of(clean, 0.01)
+    batch.evaluate(clean)
+    batch.select(torch.tensor([True, False, True]))
+    found = batch.results()
+    assert (found.margin < 0).tolist() == [False, True, True]
+    assert found.forwards.tolist() == [2, 2, 2]
+
+
 def test_margins_are_the_models_own_wherever_it_was_asked():
     clean = grey(0.47, 0.505, 0.8)
     batch = active_batch_of(clean, -0.01)

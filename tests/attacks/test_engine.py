@@ -21,6 +21,7 @@ from robustfg.attacks import (
     Square,
     WrongAndNear,
 )
+from robustfg.attacks.runtime.cuda_graphs import pays
 from robustfg.core.errors import UserError
 
 FIXED = Engine(fixed_batch=8)
@@ -208,3 +209,19 @@ def test_nothing_is_recorded_on_the_cpu():
     model, image, label, index = labelled(12)
     found = [attack(replace(FIXED, compile=compile_))(model, image, label, index) for compile_ in (False, "cudagraphs")]
     assert torch.equal(*found)
+
+
+def test_graphs_are_for_small_batches_of_plain_modules_that_are_not_in_training():
+    model, small = Plain().eval(), torch.rand(2, 3, 64, 64)
+    assert pays(model, small)
+    assert not pays(model, small[:1].expand(1024, -1, -1, -1))
+    assert not pays(nn.Sequential(torch.fx.symbolic_trace(model)), small)
+    for engine, training, chosen in (
+        (Engine(), False, True),
+        (Engine(), True, False),
+        (Engine(fold=False), False, False),
+        (Engine(compile=False), False, False),
+        (Engine(compile="cudagraphs"), True, True),
+    ):
+        with engine.running(model.train(training), small) as run:
+            assert run._graphs is chosen, engine

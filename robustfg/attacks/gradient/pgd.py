@@ -22,7 +22,7 @@ class GradientAttack(Ascent):
         random_start: start at a point drawn uniformly from the ball; otherwise at the clean image. With several
             restarts and no random start the first begins at the clean image and the others at random.
         last_iterate: return the last iterate whether or not an earlier one was worse, as much published code does. It
-            is not looked at, which saves a forward pass.
+            is not evaluated, which saves a forward pass.
         seen_as: a random change of the images before the model sees them, such as DI's (transfer attacks).
         smoothing: convolves the gradient, as TI does (transfer attacks).
     """

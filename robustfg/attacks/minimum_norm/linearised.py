@@ -26,11 +26,11 @@ def nearest_boundary(
     """The nearest of several classes' boundaries in the threat's norm, for one backward pass a class.
 
     Args:
-        batch: was asked about ``image`` with ``graph``.
-        output: what it answered.
+        batch: has evaluated ``image`` with ``graph``.
+        output: the model's answer.
         image: ``(b, C, H, W)``.
         others: ``(b, m)`` the classes in question.
-        needed: ``(b,)`` bool, whom the passes count for; None: everybody.
+        needed: ``(b,)`` bool, the samples that need a boundary and are charged for it; None: all.
     """
     logits = logits_of(output)
     true = logits.gather(1, batch.label[:, None])

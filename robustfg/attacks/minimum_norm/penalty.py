@@ -98,7 +98,7 @@ class PenaltyAttack(MinimumNormAttack):
             1000 in EAD's paper, up to 10,000 in the released code of Carlini & Wagner.
         learning_rate: 0.01 in both papers.
         initial_constant: the first constant; tenfold until the first success.
-        confidence: only a margin larger than this is a success; margins are told with it taken off.
+        confidence: only a margin larger than this is a success; margins are reported with it subtracted.
         early_abort: give a constant up when its loss stops to fall; for every sample by itself.
         objective: what is maximised until the success.
     """

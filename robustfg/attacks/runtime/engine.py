@@ -289,7 +289,7 @@ def _whole(value: Tensor) -> Tensor:
 
 
 def _generators(device: torch.device) -> list[Tensor]:
-    """What tells whether random numbers were drawn."""
+    """States of the generators, which change where random numbers are drawn."""
     return [torch.get_rng_state(), *([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])]
 
 
