@@ -99,7 +99,7 @@ class FAB(MinimumNormAttack):
     def _walk(
         self, batch: ActiveBatch, start: Tensor, steps: int, walk: int, classes: Tensor, margin: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The steps toward one target, or toward all; ``classes`` and ``margin`` are returned for the active samples."""
+        """The steps toward one target, or all; returns ``classes`` and ``margin`` of the samples still active."""
         current = start
         for _ in range(steps):
             image = current.detach().requires_grad_()
