@@ -1,6 +1,7 @@
 """The interface of every attack."""
 
 import contextlib
+import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,8 @@ from robustfg.core.errors import UserError
 
 TRIED = 4
 """Images on which a model is asked whether it always answers alike."""
+_ASKED: "weakref.WeakSet[Model]" = weakref.WeakSet()
+"""Models that have been asked so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,9 +181,13 @@ class Attack(ABC):
 
     @torch.inference_mode(False)
     def _try_moods(self, model: Model, image: Tensor) -> None:
-        """Warns of a model that does not always answer alike; one whose answers are averaged need not."""
+        """Warns once of a model that does not always answer alike; one whose answers are averaged need not."""
         if isinstance(model, AsItIs) or self.asking.samples > 1 or not len(image):
             return
+        with contextlib.suppress(TypeError):  # what cannot be remembered is asked again
+            if model in _ASKED:
+                return
+            _ASKED.add(model)
         agree = torch.ones(0, dtype=torch.bool)
         with contextlib.suppress(Exception), self.asking.running(model, image, key=("moods",), passes=1) as run:
             agree = steady(run.once, image.clone(), share=0.05)  # half precision rounds

@@ -69,7 +69,7 @@ def test_spatial_search_at_a_part_of_its_strength_looks_at_those_poses_only():
 
     for attack in (Spatial(angles=3, shifts=1, threat=Rigid(degrees=2, shift=0)),
                    Spatial(angles=3, shifts=1, threat=Rigid(degrees=8, shift=0).scaled(0.25))):  # fmt: skip
-        attack(noting, clean, LABEL, INDEX)
+        list(attack.attempts(noting, clean, LABEL, INDEX))
     first, second = torch.stack(seen[: len(seen) // 2]), torch.stack(seen[len(seen) // 2 :])
     assert torch.equal(first, second)
     assert not torch.equal(first[0], clean)

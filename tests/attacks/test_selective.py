@@ -110,7 +110,7 @@ def test_orthogonal_steps_in_linf_leave_the_other_function_where_it_is():
     by_steps = SelectivePGD(
         threat=Linf(epsilon=0.1), score=ScoreOf("line"), steps=30, orthogonal=True, decision=goal, size="eps/8"
     )
-    by_steps(watching, clean, torch.zeros(1, dtype=torch.int64))
+    next(by_steps.attempts(watching, clean, torch.zeros(1, dtype=torch.int64)))
     margins, scores = (torch.cat(values).detach() for values in zip(*seen, strict=True))
     fooled = margins[:-1] > 0
     assert 0 < fooled.sum() < 30

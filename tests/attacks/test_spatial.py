@@ -121,7 +121,7 @@ def test_the_grid_is_that_of_the_paper():
 
     clean = torch.zeros(1, 1, 32, 32, dtype=torch.float64)
     clean[0, 0, 16, 24] = 1.0
-    attack(model, clean, torch.zeros(1).long(), INDEX[:1])
+    next(attack.attempts(model, clean, torch.zeros(1).long(), INDEX[:1]))
     expected = {
         (angle, down, right)
         for angle in np.linspace(-30, 30, 31)
@@ -189,7 +189,7 @@ def test_random_poses_lie_within_the_limits_and_belong_to_the_sample():
         return torch.tensor([[2.0, 0.0]]).double().expand(len(image), 2)
 
     attack = Spatial(threat=Rigid(degrees=0, shift="4/41"), tries=60)
-    attack(model, clean, torch.zeros(6).long(), INDEX)
+    next(attack.attempts(model, clean, torch.zeros(6).long(), INDEX))
     weight = torch.stack(seen) / torch.stack(seen).sum((3, 4), keepdim=True)
     place = torch.arange(41).double() - 20
     down, right = (weight.sum(4) * place).sum(3).flatten(), (weight.sum(3) * place).sum(3).flatten()
@@ -199,7 +199,7 @@ def test_random_poses_lie_within_the_limits_and_belong_to_the_sample():
     first = torch.stack(seen)
     seen.clear()
     order = [3, 5, 0, 1, 4, 2]
-    attack(model, clean[order], torch.zeros(6).long(), INDEX[order])
+    next(attack.attempts(model, clean[order], torch.zeros(6).long(), INDEX[order]))
     assert torch.equal(torch.stack(seen), first[:, order])
 
 

@@ -24,7 +24,7 @@ from robustfg.losses import Softmax
 FAMILIES = {  # the options of conf/model, by small relatives, and other families
     "resnet18": {"layers": [1, 1, 1, 1], "channels": [16, 16, 16, 16]},
     "resnet50": {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]},
-    "test_convnext": {}, "vgg11": {"num_features": 32}, "test_efficientnet": {}, "test_vit": {}, "test_mambaout": {},
+    "test_convnext": {}, "vgg11": {"mlp_ratio": 0.01}, "test_efficientnet": {}, "test_vit": {}, "test_mambaout": {},
     "test_nfnet": {}, "test_byobnet": {}, "test_resnet": {}, "mobilenetv3_small_050": {}, "mobileone_s0": {},
     "beit_base_patch16_224": {"depth": 1, "embed_dim": 48, "num_heads": 2},
     "deit_tiny_distilled_patch16_224": {"depth": 1},
