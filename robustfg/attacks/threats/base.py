@@ -1,4 +1,4 @@
-"""Threat models: which images an attacker may hand in. The norm balls are in ``balls.py``."""
+"""Threat models: which images an attacker may hand in. The norm balls are in ``lp.py``."""
 
 import re
 from abc import ABC, abstractmethod
