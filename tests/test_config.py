@@ -1,7 +1,9 @@
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -15,7 +17,8 @@ from robustfg.attacks import Engine
 from robustfg.attacks.threats.base import step_length
 from robustfg.cli.arguments import fitting
 from robustfg.cli.assemble import OF_THE_SOURCE, PARTS, attacks_of
-from robustfg.cli.config import CONF, build, plain, register_schemas
+from robustfg.cli.config import CONF, EvaluateRoot, PredictRoot, TrainRoot, build, plain, register_schemas
+from robustfg.cli.help import help_of
 from robustfg.cli.trust import refuse_untrusted
 from robustfg.core.errors import UserError
 
@@ -227,6 +230,28 @@ def test_help_and_cfg_import_nothing_heavy(command, option, flag):
     heavy, count = done.stdout.rsplit("HEAVY ", 1)[1].strip().rsplit(" ", 1)
     assert heavy == "[]"
     assert int(count) < 700
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "predict"])
+def test_help_says_what_a_command_is_for_with_examples_and_a_line_for_every_group(command):
+    text = help_of(command, ["--help"])
+    purpose, examples = text.split("\n\n")[:2]
+    assert purpose.endswith(".")
+    assert len(re.findall(rf"-m robustfg\.{command} ", examples)) == 3
+    config = (CONF / f"{command}.yaml").read_text()
+    groups = set(re.findall(r"^  - ([a-z]\w*):", config, re.MULTILINE)) - {"hydra"}
+    assert groups == set(re.findall(r"^  (\w+): \w.*\n      ", text, re.MULTILINE))
+    for option in get_type_hints({"train": TrainRoot, "evaluate": EvaluateRoot, "predict": PredictRoot}[command]):
+        assert re.search(rf"^  {option}: .*", text, re.MULTILINE), option
+
+
+def test_help_with_a_file_explains_the_options_of_that_file():
+    text = help_of("train", ["loss=gm", "--help"])
+    assert "margin: 0.3 # alpha" in text
+    assert "ramp_epochs: 5 # both grow linearly" in text
+    assert help_of("train", ["attack=[fgsm,mim]", "--help"]).count("attack=") >= 2
+    with pytest.raises(UserError, match="loss=gmm: there is no such file; choose from arcface"):
+        help_of("train", ["loss=gmm", "--help"])
 
 
 def test_a_users_own_options_come_through_config_dir(tmp_path):

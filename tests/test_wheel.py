@@ -29,7 +29,7 @@ def test_wheel_holds_the_whole_config_tree_and_the_page(installed):
     names = set(zipfile.ZipFile(installed[0]).namelist())
     expected = {f"robustfg/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "conf").rglob("*.yaml")}
     assert len(expected) > 40
-    assert expected | {"robustfg/reporting/page.html.jinja"} <= names
+    assert expected | {"robustfg/reporting/page.html.jinja", "robustfg/py.typed"} <= names
 
 
 @pytest.mark.process

@@ -155,8 +155,8 @@ if __name__ == "__main__":
     asked = forked(socket.socket(fileno=int(sys.argv[1])))
     if asked["new_session"]:
         os.setsid()
-    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # the server's own may be files
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)  # the server's may be files
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,10 +1,11 @@
 """The interface of every attack."""
 
 import contextlib
+import operator
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Self
 
 import torch
@@ -18,7 +19,7 @@ from robustfg.attacks.runtime.eval_mode import AsItIs, Model
 from robustfg.attacks.runtime.validation import steady, warn_of_attempts, warn_of_moods
 from robustfg.attacks.settings import object_settings, settings_of
 from robustfg.attacks.threats.base import Threat
-from robustfg.core.errors import UserError
+from robustfg.core.errors import OptionsByName, UserError
 
 TRIED = 4
 """Images on which a model is asked whether it always answers alike."""
@@ -27,7 +28,7 @@ _ASKED: "weakref.WeakSet[Model]" = weakref.WeakSet()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Attack(ABC):
+class Attack(OptionsByName, ABC):
     """Looks for an image inside a threat model at which a decision goes wrong. Stateless.
 
     A sample leaves when the decision is won. One run answers for a whole grid of a detector's thresholds if the
@@ -53,6 +54,11 @@ class Attack(ABC):
     watch: Reading | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.threat, Threat):
+            raise UserError(f"threat must be such as Linf(epsilon='8/255'), got {self.threat!r}")
+        for option in fields(self):
+            if option.type in (int, "int"):
+                _refuse_fraction(option.name, getattr(self, option.name))
         if self.restarts < 1:
             raise UserError(f"restarts must be >= 1, got {self.restarts}")
 
@@ -192,3 +198,11 @@ class Attack(ABC):
         with contextlib.suppress(Exception), self.asking.running(model, image, key=("moods",), passes=1) as run:
             agree = steady(run.once, image.clone(), share=0.05)  # half precision rounds
         warn_of_moods(agree)
+
+
+def _refuse_fraction(option: str, value: object) -> None:
+    """Raises ``UserError`` for anything but a whole number of Python or numpy."""
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise UserError(f"{option} must be a whole number, got {value!r}") from None

@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from robustfg.cli.config import CONF
+from robustfg.cli.help import help_of
 from robustfg.cli.suggestions import NoOptionError, alike, names_of
 from robustfg.cli.words import as_typed, key_of
 from robustfg.core.errors import UserError
@@ -77,6 +78,9 @@ def discard_stdout() -> None:
 def _run(command: str, composed: Callable[[], object]) -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors then, instead of printing them
     try:
+        if {"--help", "-h"} & {*sys.argv[1:]}:
+            print(help_of(command, sys.argv[1:]))
+            return
         sys.argv[1:] = as_typed(sys.argv[1:])
         while True:
             try:

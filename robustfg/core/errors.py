@@ -1,6 +1,13 @@
 """Mistakes of the user's, told in plain words."""
 
+import functools
+import inspect
 import math
+from collections.abc import Callable
+from typing import ParamSpec, Self, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class UserError(ValueError):
@@ -39,3 +46,39 @@ def refuse_outside(
     else:
         wanted = f"in {low}, {high}"
     raise UserError(f"{option} must be {wanted}, got {value}")
+
+
+class OptionsByName:
+    """A base of classes whose options are given by name: ``UserError`` says so where they are given by position."""
+
+    def __new__(cls, *values: object, **options: object) -> Self:
+        """Raises ``UserError`` for values by position, unless the constructor takes some."""
+        if values:
+            _refuse_positional(cls.__name__, cls.__init__, values)
+        return super().__new__(cls)
+
+
+def options_by_name(make: Callable[P, T]) -> Callable[P, T]:
+    """The same for a function."""
+
+    @functools.wraps(make)
+    def checked(*values: P.args, **options: P.kwargs) -> T:
+        if values:
+            _refuse_positional(make.__name__, make, values)
+        return make(*values, **options)
+
+    return checked
+
+
+def _refuse_positional(name: str, make: Callable[..., object], values: tuple[object, ...]) -> None:
+    names = [
+        parameter.name
+        for parameter in inspect.signature(make).parameters.values()
+        if parameter.name != "self" and parameter.kind is not parameter.KEYWORD_ONLY
+    ]
+    if names:  # a subclass of the user's
+        return
+    got = ", ".join(type(value).__name__ for value in values)
+    model = any(callable(value) for value in values)
+    hint = f"; an attack takes the model afterwards: {name}(…)(model, images, labels)" if model else ""
+    raise UserError(f"{name} takes its options by name, {name}(option=…), got {got} by position{hint}")

@@ -12,7 +12,7 @@ from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader, DistributedSampler
 from torchvision.transforms import v2
 
-from robustfg.core.errors import UserError, refuse_outside
+from robustfg.core.errors import OptionsByName, UserError, refuse_outside
 from robustfg.core.types import Batch
 from robustfg.data.annotations import WithFiles, origin_of
 from robustfg.data.hygiene import Trained
@@ -26,7 +26,7 @@ SMALLEST = 2
 """Side in pixels below which images cannot be brought to size."""
 
 
-class DataModule(pl.LightningDataModule):
+class DataModule(OptionsByName, pl.LightningDataModule):
     """Training, validation and test samples of one source.
 
     Where the source gives no validation split it is carved from the training split, class by class, never from test.

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from robustfg.core.errors import OptionsByName
 from robustfg.core.types import Output
 
 
@@ -34,7 +35,7 @@ class Fit(ABC):
         """Sets the detector's buffers from the findings of all processes; does not depend on their number or order."""
 
 
-class Detector(nn.Module, ABC):
+class Detector(OptionsByName, nn.Module, ABC):
     """Tells how abnormal an input looks from what a classifier makes of it.
 
     Scores can be differentiated, and all that was learned is in buffers, so that a detector can be attacked, copied and

@@ -23,7 +23,16 @@ class Likelihood(Detector):
 
 
 class MaxLogit(Detector):
-    """Minus the largest logit (Hendrycks et al., ICML 2022, "Scaling out-of-distribution detection")."""
+    """Minus the largest logit (Hendrycks et al., ICML 2022, "Scaling out-of-distribution detection").
+
+    Example:
+        >>> import torch
+        >>> from robustfg.detectors import MaxLogit
+        >>> from robustfg import Output
+        >>> logits = torch.tensor([[3.0, 1.0], [0.5, 0.25]])
+        >>> MaxLogit().score(Output(logits=logits, embedding=logits))
+        tensor([-3.0000, -0.5000])
+    """
 
     def score(self, output: Output, views: Sequence[Output] = ()) -> Tensor:
         return -output.logits.amax(1)

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustfg.core.errors import UserError
+from robustfg.core.errors import OptionsByName, UserError
 from robustfg.core.types import Output
 from robustfg.losses.explain import nearness
 
@@ -40,7 +40,7 @@ class Survey(ABC):
         """
 
 
-class LossModule(nn.Module, ABC):
+class LossModule(OptionsByName, nn.Module, ABC):
     """Turns a feature map into an ``Output`` and scores that output.
 
     It is a submodule of the classifier, so that the optimizer, the checkpoint and DDP see its parameters.

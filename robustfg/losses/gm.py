@@ -48,6 +48,16 @@ class GaussianMixture(LossModule):
             MCAT releases do. Its gradient pulls to the mean of all means: no likelihood.
         log_determinant: the logits hold -1/2 log|Sigma_k|. False, as in the authors' Caffe release: they do not, so
             that they are no log-densities.
+
+    Example:
+        >>> import torch
+        >>> from robustfg.losses import GaussianMixture
+        >>> head = GaussianMixture(channels=8, num_classes=3, margin=0.3)
+        >>> output = head(torch.rand(5, 8, 2, 2))
+        >>> output.logits.shape, output.embedding.shape
+        (torch.Size([5, 3]), torch.Size([5, 8]))
+        >>> sorted(head.loss(output, torch.tensor([0, 1, 2, 0, 1])))
+        ['classification', 'likelihood', 'loss']
     """
 
     means: Tensor

@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from robustfg.attacks import Engine, GradientAttack, KullbackLeibler, Rigid, Steepest, Threat
+from robustfg.attacks import Engine, GradientAttack, Steepest, Threat
 from robustfg.attacks.batch.active_batch import ActiveBatch
+from robustfg.attacks.black_box.spatial import Rigid
+from robustfg.attacks.objectives.logits import KullbackLeibler
 from robustfg.attacks.rng.streams import Draws
 from robustfg.attacks.threats.base import step_length
 from robustfg.core.errors import UserError

@@ -109,8 +109,8 @@ PLAIN = {"threat": Linf(epsilon=0.1), "epsilon": 0.1, "size": "eps/4", "head": "
 
 EXPORTED = [
     thing
-    for name in attacks.__all__
-    if name != "Attempt" and is_dataclass(thing := getattr(attacks, name)) and not inspect.isabstract(thing)
+    for name, thing in sorted(vars(attacks).items())
+    if name != "Attempt" and isinstance(thing, type) and is_dataclass(thing) and not inspect.isabstract(thing)
 ]
 PEERS = [getattr(adapters, name) for name in adapters.__all__]
 PEERS_NEED = {

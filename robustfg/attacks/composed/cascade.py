@@ -26,6 +26,16 @@ class Cascade(Attack):
 
     Args:
         attacks: the stages by name, in order.
+
+    Example:
+        >>> import torch
+        >>> from robustfg.attacks import PGD, Cascade, Linf, Square
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
+        >>> images, labels = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+        >>> ball = Linf(epsilon="8/255")
+        >>> stages = {"pgd": PGD(steps=5), "square": Square(threat=ball, queries=20)}
+        >>> Cascade(attacks=stages)(model, images, labels).shape
+        torch.Size([2, 3, 8, 8])
     """
 
     attacks: Mapping[str, Attack]
@@ -34,7 +44,6 @@ class Cascade(Attack):
     watch: Reading | None = field(init=False)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not self.attacks:
             raise UserError(f"{self.name}: a cascade needs attacks")
         for option, own in {"restarts": self.restarts != 1, "seed": self.seed != 0}.items():
@@ -55,6 +64,7 @@ class Cascade(Attack):
         object.__setattr__(self, "threat", first.threat)
         object.__setattr__(self, "decision", first.decision)
         object.__setattr__(self, "watch", first.watch)
+        super().__post_init__()
 
     @property
     def rounds(self) -> int:

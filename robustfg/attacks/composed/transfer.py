@@ -37,12 +37,12 @@ class Transfer(Attack):
     threat: Threat = field(init=False)
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         for option, own in {"restarts": self.restarts != 1, "seed": self.seed != 0}.items():
             if own:
                 raise UserError(f"{self.name}: {option} is that of its attack; set attack.{option}")
         object.__setattr__(self, "attack", replace(self.attack, name=self.name))
         object.__setattr__(self, "threat", self.attack.threat)
+        super().__post_init__()
 
     @property
     def rounds(self) -> int:

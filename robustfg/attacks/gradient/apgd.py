@@ -146,6 +146,15 @@ class APGD(AutomaticAscent):
     Args:
         rho: share of rising steps.
         momentum: weight of the new step; the rest goes on as the last one did (alpha in the paper).
+
+    Example:
+        >>> import torch
+        >>> from robustfg.attacks import APGD, Linf
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
+        >>> images, labels = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+        >>> (attempt,) = APGD(threat=Linf(epsilon="8/255"), steps=20).attempts(model, images, labels)
+        >>> attempt.margin.shape, attempt.forwards.shape
+        (torch.Size([2]), torch.Size([2]))
     """
 
     rho: float = 0.75

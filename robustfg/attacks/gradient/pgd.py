@@ -25,6 +25,16 @@ class GradientAttack(Ascent):
             is not evaluated, which saves a forward pass.
         seen_as: a random change of the images before the model sees them, such as DI's (transfer attacks).
         smoothing: convolves the gradient, as TI does (transfer attacks).
+
+    Example:
+        >>> import torch
+        >>> from robustfg.attacks import GradientAttack, Linf, Steepest
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4))
+        >>> images, labels = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
+        >>> attack = GradientAttack(threat=Linf(epsilon="8/255"), step=Steepest(size="2/255"), steps=10)
+        >>> adversarial = attack(model, images, labels)
+        >>> bool((adversarial - images).abs().max() <= 8 / 255 + 1e-6)
+        True
     """
 
     step: StepRule = field(default_factory=lambda: Steepest(size="eps/4"))

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from robustfg.attacks.threats.base import Threat, step_length
+from robustfg.core.errors import OptionsByName
 
 
 @dataclass(frozen=True, kw_only=True)
-class StepRule(ABC):
+class StepRule(OptionsByName, ABC):
     """A step of fixed length in the threat model's norm.
 
     Args:

@@ -15,7 +15,7 @@ from robustfg.attacks.runtime.cuda_graphs import in_pieces, recorded
 from robustfg.attacks.runtime.eval_mode import AsItIs, Model, attackable, bare, held_by
 from robustfg.attacks.runtime.folding import AGREEMENT, ROUNDING, apart, folded, spread_of
 from robustfg.attacks.runtime.validation import checked
-from robustfg.core.errors import UserError
+from robustfg.core.errors import OptionsByName, UserError
 from robustfg.core.types import Output, joined, logits_of, mapped
 
 Mode = Literal["cudagraphs", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -33,7 +33,7 @@ def steps_between_drops(device: torch.device) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engine:
+class Engine(OptionsByName):
     """Speed and exactness of a search. Its successes are confirmed by the model itself (``Confirmation``).
 
     By default all that makes a search fast is chosen from device, batch and model, and ``exact()`` uses none of it.

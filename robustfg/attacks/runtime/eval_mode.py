@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from robustfg.core.errors import UserError
 from robustfg.core.types import Output, pixels_checked
 
 Model = Callable[[Tensor], Output | Tensor]
@@ -51,7 +52,14 @@ def attackable(model: Model, *, listens: bool = True, buffers: bool = False) -> 
         model: a module or a function.
         listens: look at every module that runs inside; compilers mind.
         buffers: put small buffers back, too; false where something is fitted inside.
+
+    Raises:
+        UserError: for anything that cannot be called, such as a tensor in the model's place.
     """
+    if not callable(model):
+        raise UserError(
+            f"the model must be a module or function of images (B, C, H, W) in [0, 1], got {type(model).__name__}"
+        )
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -31,6 +31,8 @@ def classes_of(image: Tensor, label: Tensor, index: Tensor | None = None) -> int
         )
     if index is not None and index.shape != label.shape:
         raise UserError(f"need one sample id per image, got {tuple(index.shape)} for {shapes[1]}")
+    if image.dtype == torch.uint8:
+        raise UserError("images must be float32 or float64 in [0, 1], got torch.uint8; take images / 255")
     if image.dtype not in (torch.float32, torch.float64):
         raise UserError(
             f"images must be float32 or float64, got {image.dtype}; half precision belongs inside the model "

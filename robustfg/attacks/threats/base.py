@@ -1,4 +1,4 @@
-"""Threat models: which images an attacker may hand in. The norm balls are in ``balls.py``."""
+"""Threat models: which images an attacker may hand in. The norm balls are in ``lp.py``."""
 
 import re
 from abc import ABC, abstractmethod
@@ -11,7 +11,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from robustfg.core.errors import UserError
+from robustfg.core.errors import OptionsByName, UserError
 
 
 def pixel_value(text: str | float, option: str) -> float:
@@ -52,7 +52,7 @@ class ThreatError(AssertionError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Threat(ABC):
+class Threat(OptionsByName, ABC):
     """A norm ball of radius ``epsilon`` around the clean image, cut with the box [0, 1].
 
     Args:

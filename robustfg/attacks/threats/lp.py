@@ -41,7 +41,16 @@ class Ball(Threat):
 
 @dataclass(frozen=True, kw_only=True)
 class Linf(Ball):
-    """Every pixel value may change by at most epsilon."""
+    """Every pixel value may change by at most epsilon.
+
+    Example:
+        >>> import torch
+        >>> from robustfg.attacks import Linf
+        >>> ball = Linf(epsilon="8/255")
+        >>> image = torch.full((1, 3, 4, 4), 0.5)
+        >>> ball.size(ball.project(image + 1, image) - image).mul(255).round().tolist()
+        [8.0]
+    """
 
     norm: ClassVar[str] = "linf"
 

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from robustfg.attacks import FeatureBank
+from robustfg.attacks.gradient.feature_space import FeatureBank
 from robustfg.attacks.runtime.eval_mode import attackable
 from robustfg.core.errors import UserError
 from robustfg.core.precision import exact_arithmetic

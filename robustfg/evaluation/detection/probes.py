@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from robustfg.attacks import detector_graph
 from robustfg.attacks.batch.input_gradient import gradient_of
+from robustfg.attacks.detector_aware.differentiability import detector_graph
 from robustfg.attacks.runtime.eval_mode import attackable
 from robustfg.core.types import Batch
 from robustfg.detectors import Watched
