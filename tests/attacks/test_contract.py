@@ -53,7 +53,10 @@ ATTACKS = pytest.mark.parametrize("name", list(suite(Engine())))
     [
         ({"image": lambda x: x.half()}, r"images must be float32 or float64, got torch.float16; .*engine.autocast"),
         ({"image": lambda x: x.bfloat16()}, "images must be float32 or float64, got torch.bfloat16"),
-        ({"image": lambda x: (255 * x).to(torch.uint8)}, "images must be float32 or float64, got torch.uint8"),
+        (
+            {"image": lambda x: (255 * x).to(torch.uint8)},
+            "images must be float.*, got torch.uint8; take images / 255",
+        ),
         ({"image": lambda x: 255 * x}, r"images must lie in \[0, 1\]"),
         ({"image": lambda x: x * torch.nan}, r"images must lie in \[0, 1\]"),
         ({"label": lambda y: y - 1}, "labels must be classes from 0, got -1"),
@@ -174,7 +177,7 @@ def test_learning_a_universal_perturbation_refuses_what_an_attack_refuses():
         learn(images() * 255, LABEL)
     with pytest.raises(UserError, match="labels must be classes 0 to 4 of the model, got 5"):
         learn(images(), LABEL + 1)
-    with pytest.raises(UserError, match="images must be float32 or float64, got torch.uint8"):
+    with pytest.raises(UserError, match="images must be float.*, got torch.uint8; take images / 255"):
         learn((images() * 255).to(torch.uint8), LABEL)
 
 

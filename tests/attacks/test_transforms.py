@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustfg.attacks import ResizeAndPad, Smoothing
-from robustfg.attacks.gradient.input_transforms import unchanged
+from robustfg.attacks.batch.input_gradient import unchanged
 from robustfg.attacks.rng.streams import Draws
 from robustfg.core.errors import UserError
 
