@@ -85,7 +85,7 @@ def phases_of(loss: Mapping[str, Any]) -> Phases | None:
     if not loss.get("phases"):
         return None
     nodes = {name: node for name, node in node_of({"loss": loss}, "loss.phases").items() if node is not None}
-    phases = [build(_with_name(node, name, "loss.phases"), f"loss.phases.{name}") for name, node in nodes.items()]
+    phases = [build(node, f"loss.phases.{name}") for name, node in _named(nodes, "loss.phases").items()]
     return Phases(tuple(phases)) if phases else None
 
 
@@ -289,13 +289,10 @@ def _regime(node: Mapping[str, Any], option: str) -> dict[str, Any]:
 
 
 def _named(suite: Mapping[str, Any], option: str) -> dict[str, Any]:
-    """Every attack's node with its name, which separates its random numbers from the others'."""
-    return {name: _with_name(node, name, option) for name, node in suite.items()}
-
-
-def _with_name(node: Any, name: str, option: str) -> dict[str, Any]:
-    if node is None:
-        raise UserError(f"{option}.{name} cannot be null; leave it out with ~{option}.{name}")
-    if not isinstance(node, Mapping):
-        raise NoOptionError(f"{option}.{name}")
-    return {"name": name, **node}
+    """Every node with its name, which separates an attack's random numbers from those of others."""
+    for name, node in suite.items():
+        if node is None:
+            raise UserError(f"{option}.{name} cannot be null; leave it out with ~{option}.{name}")
+        if not isinstance(node, Mapping):
+            raise NoOptionError(f"{option}.{name}")
+    return {name: {"name": name, **node} for name, node in suite.items()}
