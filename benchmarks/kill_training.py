@@ -71,7 +71,7 @@ def main():
         while process.poll() is None and (last.stat().st_mtime_ns if last.exists() else 0) == before:
             time.sleep(0.01)
         time.sleep(dice.uniform(0, 0.4))
-        number = dice.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+        number = list(ENDS)[kill // 3 % 3]  # each for all ranks, the first and another one
         victim, codes = struck(process, kill, number) if process.poll() is None else ("none", {0})
         began = time.monotonic()
         errors = process.communicate()[1]  # until the last rank has let go of it
