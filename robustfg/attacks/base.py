@@ -70,7 +70,7 @@ class Attack(OptionsByName, ABC):
             model: what is attacked.
             task: the samples.
             restart: the round, from 0.
-            before: where the samples stood; None in the first round.
+            before: the result of the rounds before; None in the first round.
         """
 
     @abstractmethod
@@ -87,7 +87,7 @@ class Attack(OptionsByName, ABC):
         return {**self.describe(), **changed}
 
     def settings(self) -> Mapping[str, object]:
-        """All that the attack is, down to the bottom: it tells any two attacks apart that can differ."""
+        """All settings, nested ones included: two attacks with equal settings do the same."""
         return object_settings(self)
 
     @property
@@ -99,7 +99,7 @@ class Attack(OptionsByName, ABC):
     def passes(self) -> int:
         """Forward passes of one sample at the most, over all rounds; progress bars read it.
 
-        So many times the engine's ``samples``, and without what is asked again of the model itself (``Confirmation``).
+        An engine with ``samples`` multiplies this number. Passes of ``Confirmation`` are not included.
         """
         return self.rounds * (int(getattr(self, "steps", 1)) + 1)
 
@@ -117,7 +117,7 @@ class Attack(OptionsByName, ABC):
 
     @property
     def asking(self) -> Engine:
-        """How the attacked model itself is run to say who has won."""
+        """The engine that runs the attacked model itself to decide which samples are fooled."""
         return Engine(fold=False)
 
     def told(self, confusion: Callable[[], Tensor]) -> Self:
@@ -187,7 +187,7 @@ class Attack(OptionsByName, ABC):
 
     @torch.inference_mode(False)
     def _try_moods(self, model: Model, image: Tensor) -> None:
-        """Warns once of a model that does not always answer alike; one whose answers are averaged need not."""
+        """Warns once of a model whose answers to the same image differ; with averaged answers they may."""
         if isinstance(model, AsItIs) or self.asking.samples > 1 or not len(image):
             return
         with contextlib.suppress(TypeError):  # what cannot be remembered is asked again

@@ -29,7 +29,7 @@ FILES = ("weights", "checkpoint_path")
 ADDRESSED = ("name", *FILES, "hf_hub_id", "url", "file", "path", "root")
 """Options that may name an address."""
 SOURCES = ("hf-hub:", "hf_hub:", "local-dir:")
-"""How timm is told to take a network from elsewhere, in any case."""
+"""Prefixes of network names that make timm load from a hub or a folder, in upper or lower case."""
 
 
 def offline(node: Any) -> Any:

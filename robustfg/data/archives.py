@@ -79,7 +79,7 @@ def unpack(from_path: Any, to_path: Any = None, remove_finished: bool = False) -
 
 
 def _unpack(name: str, file: BinaryIO, folder: Path) -> None:
-    """Unpacks an open archive into an empty folder; its name tells the format."""
+    """Unpacks an open archive into an empty folder. The format follows from the suffix of the name."""
     stem, suffix = os.path.splitext(name)
     stem, suffix = os.path.splitext(stem + SHORT.get(suffix, suffix))
     content: Any = Decompressed(file, COMPRESSED[suffix]) if suffix in COMPRESSED else file
@@ -102,7 +102,7 @@ def _unzip(file: BinaryIO, folder: Path) -> None:
         file.seek(max(file.seek(0, os.SEEK_END) - ZIP_END, 0))
         tail = file.read()
         (count,) = struct.unpack_from("<H", tail, tail.rfind(b"PK\5\6") + 10)
-        if count not in (len(members) % 2**16, 2**16 - 1):  # the latter: told elsewhere, in large ones
+        if count not in (len(members) % 2**16, 2**16 - 1):  # 2**16 - 1 in large zips, which store the count elsewhere
             raise zipfile.BadZipFile(f"it lists {len(members)} files instead of {count}")
         for member in members:
             file.seek(member.header_offset + 6)

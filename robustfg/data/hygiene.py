@@ -17,7 +17,7 @@ Images = tuple[Split, Positions]
 
 @runtime_checkable
 class WithContent(Protocol):
-    """A split that tells what an image holds without decoding it."""
+    """A split that returns a digest of an image without decoding it."""
 
     def content(self, position: int) -> bytes:
         """A digest: two images with the same one are the same; empty where it cannot be read."""
@@ -32,7 +32,7 @@ class Trained:
     names: Sequence[str] = ()
     """Of others."""
     lacking: str = ""
-    """Which of them nothing can be compared with, and why; empty where all are told by name or content."""
+    """Reason why some images cannot be compared by name or content; empty where all can."""
     elsewhere: bool = False
     """They are of other data, whose names may be alike by chance."""
 
@@ -61,7 +61,7 @@ def overlap(tested: Images, trained: Iterable[Trained]) -> Overlap:
     """Compares all names, and contents where the data tell them; files of other sizes are not read."""
     split, positions = tested
     looked_at = positions[np.unique(np.linspace(0, len(positions) - 1, min(len(positions), MOST)).astype(int))]
-    names, told = split.keys, False
+    names, by_content = split.keys, False
     here = {names[p]: p for p in positions.tolist()}
     same: dict[int, str] = {}
     named: dict[int, str] = {}
@@ -72,13 +72,13 @@ def overlap(tested: Images, trained: Iterable[Trained]) -> Overlap:
             other, places = part.images
             alike = (other.keys[place] for place in places.tolist())
             (same if other is split else named).update({here[key]: key for key in alike if key in here})
-            told = told or (isinstance(split, WithContent) and isinstance(other, WithContent))
+            by_content = by_content or (isinstance(split, WithContent) and isinstance(other, WithContent))
             held |= {p: key for p, key in _by_content(split, looked_at, other, places).items() if p not in held}
     surely = held | same
     first = min(surely, default=min(named, default=None))
     return Overlap(
         n=len(positions), count=len(surely), same=len(same), named=len(named.keys() - surely.keys()),
-        contents=len(held), looked_at=len(looked_at) if told else 0,
+        contents=len(held), looked_at=len(looked_at) if by_content else 0,
         example="" if first is None else f"{names[first]} is {(named | surely)[first]}",
     )  # fmt: skip
 
