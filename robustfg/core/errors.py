@@ -1,4 +1,4 @@
-"""Mistakes of the user's, told in plain words."""
+"""The user's mistakes, as errors that one plain line reports."""
 
 import functools
 import inspect

@@ -12,6 +12,7 @@ from torch import nn
 from robustfg.attacks import (
     APGD,
     FAB,
+    PGD,
     Cascade,
     Engine,
     GradientAttack,
@@ -225,3 +226,14 @@ def test_an_image_to_which_a_model_has_no_answer_is_found_not_passed_over(name):
     assert model(attempt.image).isnan().all()
     assert (attempt.margin < 0).all()
     assert (attempt.first_success >= 0).all()
+
+
+def test_a_model_is_asked_once_whether_it_always_answers_alike():
+    net, calls = Net(), []
+    model = lambda image: calls.append(len(image)) or net(image)  # noqa: E731
+    attack, counts = PGD(epsilon=0.1, steps=3), []
+    for _ in range(3):
+        calls.clear()
+        attack(model, images(), LABEL, INDEX)
+        counts.append(len(calls))
+    assert counts[0] > counts[1] == counts[2]
